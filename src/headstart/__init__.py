@@ -1,0 +1,57 @@
+"""Headstart: transfer learning from labelled data and a pretrained model to a proven model and its evidence.
+
+    import headstart as hs
+    model = hs.fit("train.csv", test="test.csv")
+    model.predict(["my card never arrived"])
+    model.report
+    model.save("runs/tickets")
+    hs.load("runs/tickets")
+
+Importing the package imports none of the heavy libraries: each name below is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "fit": "headstart.adapt",
+    "plan": "headstart.verbs",
+    "load": "headstart.bundle",
+    "predict": "headstart.verbs",
+    "evaluate": "headstart.verbs",
+    "compare": "headstart.comparison",
+    "Bundle": "headstart.bundle",
+    "Report": "headstart.evaluate",
+    "Spec": "headstart.spec",
+    "Method": "headstart.protocols",
+    "HeadstartError": "headstart.errors",
+    "BadInput": "headstart.errors",
+}
+_MODULES = ("methods", "errors", "examples", "sklearn")
+
+__all__ = [*_HOMES, *_MODULES]
+
+if TYPE_CHECKING:
+    from headstart import errors, examples, methods, sklearn
+    from headstart.adapt import fit
+    from headstart.bundle import Bundle, load
+    from headstart.comparison import compare
+    from headstart.errors import BadInput, HeadstartError
+    from headstart.evaluate import Report
+    from headstart.protocols import Method
+    from headstart.spec import Spec
+    from headstart.verbs import evaluate, plan, predict
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in _MODULES:
+        return import_module(f"headstart.{name}")
+    raise AttributeError(f"module 'headstart' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

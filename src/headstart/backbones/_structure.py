@@ -1,0 +1,265 @@
+"""What every network shares: which parameters lie below, in and above its blocks, told by one traced forward pass.
+
+Names of layers are never guessed. A parameter lies below the blocks (`stem`) when the inputs of some block depend on
+it, above them (`tail`) when only the pooled features do, and is retired (kept as a constant) when neither does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.errors import BackboneError
+from headstart.protocols import Backbone
+from headstart.values import Batch, Features
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Dotted paths of modules and parameters: below, in and above the blocks."""
+
+    stem: tuple[str, ...]
+    blocks: tuple[str, ...]
+    tail: tuple[str, ...]
+
+
+class NetworkBackbone(Backbone):
+    """A backbone around one network, whose parts are found by tracing it once (`wire`).
+
+    Paths are resolved when asked for, so that layers that surgery has replaced are found too.
+    """
+
+    network: nn.Module
+    retired: tuple[str, ...]
+    """Names of weights that the pooled features do not depend on; they are buffers and do not learn."""
+
+    def wire(self, blocks: Sequence[str]) -> None:
+        """Find stem, tail and width by running `example()` once. `blocks` are paths inside `network`.
+
+        Raises BackboneError when a block is never run or the network cannot be run on its declared input.
+        """
+        paths = [f"network.{path}" for path in blocks]
+        batch = self.example()
+        try:
+            traced = _trace(self, paths, batch)
+        except BackboneError:
+            raise
+        except Exception as error:  # any failure of foreign code is the same news to the user
+            raise BackboneError(f"'{self.ref}' cannot be run on its own input {_shapes(batch)}: {error}") from error
+        self.width = traced.width
+        self.retired = tuple(_retire(self, traced))
+        self._parts = _divide(self, traced)
+
+    def example(self) -> Batch:
+        """One small row, to trace the network with."""
+        raise NotImplementedError
+
+    @property
+    def stem(self) -> Sequence[nn.Module | nn.Parameter]:
+        """Modules (or bare parameters) below the first block."""
+        return [_resolve(self, path) for path in self._parts.stem]
+
+    @property
+    def blocks(self) -> Sequence[nn.Module]:
+        """The blocks, in the order in which they run."""
+        return [_resolve(self, path) for path in self._parts.blocks]
+
+    @property
+    def tail(self) -> Sequence[nn.Module | nn.Parameter]:
+        """Modules (or bare parameters) above the last block."""
+        return [_resolve(self, path) for path in self._parts.tail]
+
+    def features(self, batch: Batch) -> Features:
+        """Run the network. Honours `batch.shift`."""
+        raise NotImplementedError
+
+
+@dataclass
+class _Traced:
+    order: list[str]
+    below: set[int]
+    used: set[int]
+    width: int
+
+
+def unlabelled(inputs: Mapping[str, Tensor]) -> Batch:
+    """A batch of rows without labels, each of weight 1."""
+    rows = len(next(iter(inputs.values())))
+    zeros = torch.zeros(rows, dtype=torch.int64)
+    return Batch(inputs=inputs, labels=None, weight=torch.ones(rows), origin=zeros, row=zeros - 1)
+
+
+def largest_list(network: nn.Module) -> list[str]:
+    """Paths of the members of the network's largest outermost ModuleList: its blocks.
+
+    Raises BackboneError when there is no list of layers.
+    """
+    best: tuple[int, str] = (0, "")
+    inside: list[str] = []
+    for path, module in network.named_modules():
+        if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in inside):
+            continue
+        inside.append(path)
+        size = sum(parameter.numel() for parameter in module.parameters())
+        if size > best[0]:
+            best = (size, path)
+    if not best[0]:
+        raise BackboneError(f"{type(network).__name__} holds no list of layers, so its blocks cannot be told apart")
+    layers = network.get_submodule(best[1])
+    return [f"{best[1]}.{name}" for name, layer in layers.named_children() if any(True for _ in layer.parameters())]
+
+
+def digest(module: nn.Module) -> str:
+    """sha256 over names, types, shapes and bytes of all weights, in the order of their names."""
+    total = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        total.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def listed(names: Iterable[str], limit: int = 6) -> str:
+    """The first few names and how many more there are."""
+    names = sorted(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
+
+
+def model_license(folder: Path) -> str | None:
+    """The `license:` of a model card in Hugging Face's format, None when there is none."""
+    try:
+        text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    if not text.startswith("---"):
+        return None
+    for line in text.splitlines()[1:]:
+        if line.startswith("---"):
+            return None
+        if line.startswith("license:"):
+            return line.partition(":")[2].strip().strip("'\"") or None
+    return None
+
+
+def _shapes(batch: Batch) -> str:
+    return ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.inputs.items())
+
+
+def _resolve(root: Any, path: str) -> Any:
+    for part in path.split("."):
+        root = getattr(root, part)
+    return root
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _roots(value: Any) -> list[Any]:
+    """The autograd nodes of all tensors inside a value; a leaf that learns stands for itself."""
+    return [t.grad_fn if t.grad_fn is not None else t for t in _tensors(value) if t.requires_grad]
+
+
+def _reached(roots: Iterable[Any]) -> set[int]:
+    """Identities of the leaves that these autograd nodes depend on."""
+    found: set[int] = set()
+    seen: set[Any] = set()
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Tensor):
+            found.add(id(node))
+            continue
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found.add(id(variable))
+        stack.extend(parent for parent, _ in node.next_functions)
+    return found
+
+
+def _trace(backbone: NetworkBackbone, paths: Sequence[str], batch: Batch) -> _Traced:
+    """Run once in evaluation mode, watching what each block receives."""
+    order: list[str] = []
+    entering: list[Any] = []
+    handles = []
+    for path in paths:
+
+        def watch(module: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+            if path not in order:
+                order.append(path)
+            entering.extend(_roots((args, kwargs)))
+
+        handles.append(backbone.get_submodule(path).register_forward_pre_hook(watch, with_kwargs=True))
+    modes = {module: module.training for module in backbone.modules()}
+    frozen = [p for p in backbone.parameters() if p.is_floating_point() and not p.requires_grad]
+    try:
+        backbone.eval()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with torch.inference_mode(False), torch.enable_grad():
+            pooled = backbone.features(batch).pooled
+            traced = _Traced(order, _reached(entering), _reached(_roots(pooled)), int(pooled.shape[1]))
+    finally:
+        for handle in handles:
+            handle.remove()
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        for module, mode in modes.items():
+            module.training = mode
+    missing = [path for path in paths if path not in order]
+    if missing:
+        raise BackboneError(f"'{backbone.ref}' never runs its layers {listed(missing)}, so they cannot be its blocks")
+    return traced
+
+
+def _retire(backbone: NetworkBackbone, traced: _Traced) -> Iterator[str]:
+    """Turn parameters that the features do not depend on into buffers of the same name."""
+    unused = [
+        (name, parameter)
+        for name, parameter in backbone.named_parameters(remove_duplicate=False)
+        if id(parameter) not in traced.used
+    ]
+    for name, parameter in unused:
+        owner_path, _, leaf = name.rpartition(".")
+        owner = backbone.get_submodule(owner_path)
+        delattr(owner, leaf)
+        owner.register_buffer(leaf, parameter.detach())
+        yield name
+
+
+def _divide(backbone: NetworkBackbone, traced: _Traced) -> Parts:
+    inside = {id(p) for path in traced.order for p in backbone.get_submodule(path).parameters()}
+    found: dict[bool, list[str]] = {True: [], False: []}
+
+    def collect(module: nn.Module, path: str) -> None:
+        if path in traced.order:
+            return
+        held = [id(p) for p in module.parameters()]
+        below = {name in traced.below for name in held}
+        if path and len(below) == 1 and not inside.intersection(held):
+            found[below.pop()].append(path)
+            return
+        lead = f"{path}." if path else ""
+        for name, parameter in module.named_parameters(recurse=False):
+            found[id(parameter) in traced.below].append(lead + name)
+        for name, child in module.named_children():
+            collect(child, lead + name)
+
+    collect(backbone, "")
+    return Parts(tuple(found[True]), tuple(traced.order), tuple(found[False]))

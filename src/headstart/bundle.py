@@ -1,0 +1,279 @@
+"""The one artefact: a folder that holds everything a model needs, proves itself when it loads, and can be moved.
+
+    bundle.json             format, spec, task, backbone, lineage, fingerprint, hashes of the files below
+    model.safetensors       weights, `backbone.*` and `head.*`
+    probe.safetensors       the answers (n,K) that the stored probe inputs must give
+    probe/                  the probe inputs: texts.json, or pictures as PNG
+    backbone/               the network's config and tokenizer
+    report.json, report.html, README.md     the evidence (may be edited: not hashed)
+
+`bundle.json` is written last: a folder without it is not a bundle, so a crash never leaves half of one that loads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headstart import inference
+from headstart.encoded import Encoded
+from headstart.errors import BundleError, ProofError
+from headstart.hooks import Hooks
+from headstart.model import Model
+from headstart.protocols import Decoded, Method, Modality, Task
+
+if TYPE_CHECKING:
+    from headstart.evaluate import Report
+
+FORMAT = 1
+TOLERANCE = 1e-3
+"""Largest difference of a probe's outputs, relative to their largest value: above float noise between machines."""
+
+PROBE_ROWS = 8
+PROBE_PIXELS = 256
+EVIDENCE = ("report.json", "report.html", "README.md")
+
+
+@dataclass
+class Bundle:
+    """A finished model with its evidence.
+
+    record: what `bundle.json` holds beside the hashes. probe_inputs: texts, or PNG bytes. files: extra files by path.
+    """
+
+    model: Model
+    task: Task
+    modality: Modality
+    record: dict[str, Any]
+    probe_inputs: list[Any]
+    probe_outputs: np.ndarray
+    methods: Mapping[str, Method] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    report: Report | None = None
+    folder: Path | None = None
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names, or names of the regression targets."""
+        return self.task.labels
+
+    @property
+    def temperature(self) -> float:
+        """What outputs are divided by before probabilities are made."""
+        return float(self.record.get("temperature", 1.0))
+
+    def outputs(self, inputs: Sequence[Any]) -> np.ndarray:
+        """Raw outputs, (rows,K) float32, of raw inputs (texts; picture paths, bytes, PIL pictures or arrays)."""
+        if len(inputs) == 0:
+            return np.zeros((0, self.task.outputs), dtype=np.float32)
+        return inference.outputs(self.model, Encoded.of(self.modality, self.model.backbone, inputs))
+
+    def scores(self, inputs: Sequence[Any]) -> np.ndarray:
+        """Calibrated probabilities or values, (rows,K)."""
+        return self.task.scores(torch.from_numpy(self.outputs(inputs)), self.temperature).numpy()
+
+    def decode(self, inputs: Sequence[Any]) -> Decoded:
+        """Predictions with their score columns."""
+        return self.task.decode(self.scores(inputs))
+
+    def predict(self, inputs: Sequence[Any]) -> list[Any]:
+        """One answer a row: a label, a list of labels, a number or a list of numbers."""
+        if isinstance(inputs, str | bytes):
+            raise BundleError("predict expects a list of rows, received one string: write predict([text])")
+        return self.decode(list(inputs)).prediction
+
+    def prove(self) -> float:
+        """Run the stored probe again; the largest difference found. Raises ProofError when it is too large."""
+        found = self.outputs(self.probe_inputs)
+        if found.shape != self.probe_outputs.shape:
+            raise ProofError(f"the probe's outputs have shape {found.shape}, expected {self.probe_outputs.shape}")
+        if not found.size:
+            return 0.0
+        difference = float(np.abs(found - self.probe_outputs).max())
+        allowed = TOLERANCE * max(1.0, float(np.abs(self.probe_outputs).max()))
+        if not difference <= allowed:
+            raise ProofError(
+                f"this model no longer answers as it did when it was saved: its outputs on the stored probe differ by "
+                f"{difference:.3g} (allowed {allowed:.3g})"
+            )
+        return difference
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the bundle and prove the written copy. Raises BundleError when `folder` already holds one."""
+        folder = Path(folder)
+        if (folder / "bundle.json").exists():
+            if not overwrite:
+                raise BundleError(f"'{folder}' already holds a bundle; choose another folder or pass --overwrite")
+            (folder / "bundle.json").unlink()
+        if folder.exists() and not folder.is_dir():
+            raise BundleError(f"'{folder}' is a file; a bundle needs a folder")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._write(folder)
+        hashes = {name: _hash(folder / name) for name in _listed(folder, self._names(folder))}
+        text = json.dumps({**self.record, "format": FORMAT, "files": hashes}, indent=2, ensure_ascii=False)
+        fresh = folder / f".bundle.json.{os.getpid()}"
+        fresh.write_text(text + "\n", encoding="utf-8")
+        with fresh.open("rb") as file:
+            os.fsync(file.fileno())
+        fresh.replace(folder / "bundle.json")
+        self.folder = folder
+        try:
+            load(folder, report=False)
+        except ProofError:
+            (folder / "bundle.json").unlink()
+            raise
+        return folder
+
+    def _names(self, folder: Path) -> list[str]:
+        return ["model.safetensors", "probe.safetensors", "probe", "backbone", *self.files]
+
+    def _write(self, folder: Path) -> None:
+        from safetensors.torch import save_file
+
+        for name in ("probe", "backbone"):
+            shutil.rmtree(folder / name, ignore_errors=True)
+            (folder / name).mkdir()
+        # A clone gives every tensor its own contiguous memory, which safetensors asks for (tied weights, channels_last).
+        weights = {
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.model.state_dict().items()
+        }
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        save_file({"outputs": torch.from_numpy(np.ascontiguousarray(self.probe_outputs))}, folder / "probe.safetensors")
+        self.model.backbone.save_files(folder / "backbone")
+        if self.modality.continuous:
+            for number, picture in enumerate(self.probe_inputs):
+                (folder / "probe" / f"{number}.png").write_bytes(picture)
+        else:
+            (folder / "probe" / "texts.json").write_text(json.dumps(self.probe_inputs, ensure_ascii=False), "utf-8")
+        for name, content in self.files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        if self.report is not None:
+            self.report.write(folder)
+
+
+def lineage(parent: str | None, name: str) -> dict[str, Any]:
+    """Who this bundle is and what it came from."""
+    return {"id": uuid.uuid4().hex, "name": name, "parent": parent}
+
+
+def make_probe(inputs: Sequence[Any], modality: Modality) -> list[Any]:
+    """Up to `PROBE_ROWS` raw inputs in the form that a bundle stores: texts as they are, pictures as small PNGs."""
+    chosen = [inputs[int(i)] for i in np.linspace(0, len(inputs) - 1, min(PROBE_ROWS, len(inputs))).astype(int)]
+    if not modality.continuous:
+        return [str(text) for text in chosen]
+    from headstart.modalities.image import open_image
+
+    found = []
+    for value in chosen:
+        picture = open_image(value)
+        picture.thumbnail((PROBE_PIXELS, PROBE_PIXELS))
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        found.append(buffer.getvalue())
+    return found
+
+
+def load(folder: str | Path, *, report: bool = True) -> Bundle:
+    """Read, check and prove a bundle.
+
+    Raises BundleError for a folder that is not a bundle or whose files were cut short or altered, ProofError when the
+    model does not answer as it did.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    for name, expected in record["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise BundleError(f"the bundle '{folder}' lacks '{name}': copy the whole folder")
+        size = path.stat().st_size
+        if size != expected["size"]:
+            raise BundleError(f"'{name}' in '{folder}' has {size} bytes, expected {expected['size']}: it was cut short or altered")
+        if _hash(path)["sha256"] != expected["sha256"]:
+            raise BundleError(f"'{name}' in '{folder}' was altered after the bundle was saved (its sha256 differs)")
+    try:
+        bundle = _assemble(folder, record)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"'{folder / 'bundle.json'}' was altered: {error!r}") from None
+    bundle.prove()
+    if report and (folder / "report.json").is_file():
+        from headstart.evaluate import Report
+
+        bundle.report = Report.read(folder)
+    return bundle
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """`bundle.json`, checked for format. Raises BundleError with what is there instead."""
+    path = folder / "bundle.json"
+    if not folder.is_dir():
+        raise BundleError(f"there is no bundle at '{folder}'")
+    if not path.is_file():
+        hint = "a run that has not finished: go on with --resume" if (folder / "run.json").exists() else "not a bundle"
+        raise BundleError(f"'{folder}' holds no bundle.json; it is {hint}")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record["format"]
+        if not isinstance(record["files"], dict):
+            raise TypeError("files")
+    except (ValueError, KeyError, TypeError):
+        raise BundleError(f"'{path}' is cut short or is not a bundle's record") from None
+    if version != FORMAT:
+        raise BundleError(f"'{path}' has format {version}, this version of Headstart reads format {FORMAT}")
+    return dict(record)
+
+
+def _assemble(folder: Path, record: dict[str, Any]) -> Bundle:
+    from safetensors.torch import load_file
+
+    from headstart import backbones, catalog, tasks
+
+    task = tasks.from_json(record["task"])
+    modality: Modality = catalog.find("modalities", record["modality"])()
+    backbone = backbones.rebuild(record["backbone"], folder / "backbone")
+    model = Model(backbone, torch.nn.Linear(backbone.width, task.outputs))
+    methods = {m["name"]: catalog.find("methods", m["name"])(**m["options"]) for m in record["surgery"]}
+    model = Hooks(methods, task, modality, seed=0).adapt(model)  # type: ignore[assignment]
+    missing, extra = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    if missing or extra:
+        raise BundleError(f"'{folder}' has weights that do not fit: missing {missing[:3]}, unexpected {extra[:3]}")
+    model.eval()
+    expected = load_file(folder / "probe.safetensors")["outputs"].numpy()
+    files = {
+        name: (folder / name).read_bytes()
+        for name in record["files"]
+        if name.split("/")[0] not in ("model.safetensors", "probe.safetensors", "probe", "backbone")
+    }
+    inputs: list[Any]
+    if modality.continuous:
+        inputs = [(folder / "probe" / f"{number}.png").read_bytes() for number in range(len(expected))]
+    else:
+        inputs = json.loads((folder / "probe" / "texts.json").read_text(encoding="utf-8"))
+    kept = {key: value for key, value in record.items() if key not in ("files", "format")}
+    return Bundle(model, task, modality, kept, inputs, expected, methods, files, folder=folder)
+
+
+def _listed(folder: Path, names: Sequence[str]) -> list[str]:
+    found: list[str] = []
+    for name in names:
+        path = folder / name
+        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+        found += [p.relative_to(folder).as_posix() for p in inside]
+    return found
+
+
+def _hash(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"sha256": hashlib.file_digest(file, "sha256").hexdigest(), "size": path.stat().st_size}

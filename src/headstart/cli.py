@@ -1,0 +1,292 @@
+"""The command line: verbs over the public functions, no logic of their own.
+
+Exit status: 0 done, 2 bad usage or bad input, 130 interrupted (state saved), 1 anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from headstart.errors import HeadstartError, SpecError
+
+app = typer.Typer(
+    help="Transfer learning from labelled data and a pretrained model to a proven model and its evidence.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="the last line of standard output is one JSON object or list")]
+Train = Annotated[str | None, typer.Argument(help="csv, tsv, jsonl, parquet, Arrow data set, or folder of images")]
+Test = Annotated[str | None, typer.Option(help="labelled rows to report on")]
+Validation = Annotated[str | None, typer.Option(help="labelled rows to choose on; split off when left out")]
+Task = Annotated[str | None, typer.Option(help="classification, multilabel or regression; inferred when left out")]
+Text = Annotated[str | None, typer.Option(help="the text column")]
+Image = Annotated[str | None, typer.Option(help="the image column")]
+Label = Annotated[list[str] | None, typer.Option(help="the label column; repeat it for several targets")]
+Backbone = Annotated[str | None, typer.Option(help="hf:..., timm:..., file:... or pkg:...; see 'headstart backbones'")]
+Methods = Annotated[list[str] | None, typer.Option("--method", help="name[:key=value,...]; repeat to combine")]
+Epochs = Annotated[int | None, typer.Option(help="passes over the training rows")]
+BatchSize = Annotated[int | None, typer.Option(help="rows a micro-batch")]
+Rate = Annotated[float | None, typer.Option(help="the highest learning rate")]
+Limit = Annotated[str | None, typer.Option(help="such as 90s, 10m or 1.5h")]
+Seed = Annotated[int | None, typer.Option(help="every random draw comes from it")]
+SpecFile = Annotated[Path | None, typer.Option("--spec", help="a TOML spec, or a bundle whose run to repeat")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="section.key=value over the spec; repeat it")]
+
+
+def _asked(options: dict[str, Any]) -> dict[str, Any]:
+    """Flags in the form that `make_spec` takes: dotted keys, labels as one name or several."""
+    label = options.pop("label", None)
+    options["data__label"] = None if not label else label[0] if len(label) == 1 else tuple(label)
+    return options
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, allow_nan=False, default=str), flush=True)
+
+
+@app.command()
+def fit(
+    train: Train = None,
+    validation: Validation = None,
+    test: Test = None,
+    task: Task = None,
+    text: Text = None,
+    image: Image = None,
+    label: Label = None,
+    backbone: Backbone = None,
+    method: Methods = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: Rate = None,
+    time_limit: Limit = None,
+    seed: Seed = None,
+    out: Annotated[Path | None, typer.Option(help="the bundle's folder; runs/NAME of the training file when left out")] = None,
+    spec: SpecFile = None,
+    set_: Sets = None,
+    on_bad_row: Annotated[str | None, typer.Option(help="error or skip")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with the run that was cut off in --out")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what --out holds")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="print the plan and stop")] = False,
+    track: Annotated[str | None, typer.Option(help="mlflow:URI, tensorboard or none")] = None,
+    as_json: Json = False,
+) -> None:
+    """Adapt a pretrained backbone to labelled rows; write a bundle with its report."""
+    from headstart import adapt
+    from headstart.terminal import Terminal
+
+    terminal = Terminal()
+    single = label[0] if label and len(label) == 1 else label
+    sets = [*(set_ or []), *([f"data.on_bad_row={on_bad_row}"] if on_bad_row else [])]
+    if dry_run:
+        asked = _asked(
+            {
+                "data__validation": validation, "data__test": test, "data__text": text, "data__image": image,
+                "label": label, "task__name": task, "backbone__ref": backbone, "training__epochs": epochs,
+                "training__batch_size": batch_size, "training__learning_rate": learning_rate,
+                "training__time_limit": time_limit, "training__seed": seed,
+            }
+        )  # fmt: skip
+        made = adapt.prepare(adapt.make_spec(train, spec=spec, methods=method, sets=sets, **asked)).plan()
+        terminal.say(str(made))
+        if as_json:
+            _print_json(made.to_json())
+        return
+    folder = out or _default_out(train, spec, resume)
+    try:
+        model = adapt.fit(
+            train, validation=validation, test=test, task=task, text=text, image=image, label=single,
+            backbone=backbone, methods=method, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
+            time_limit=time_limit, seed=seed, out=folder, spec=spec, sets=sets, resume=resume, overwrite=overwrite,
+            track=track, listen=terminal,
+        )  # fmt: skip
+    finally:
+        terminal.close()
+    if model.report is not None:
+        terminal.say(str(model.report))
+        terminal.say(f"done: the bundle is in '{folder}', its report in '{folder / 'report.html'}'")
+        if as_json:
+            _print_json(model.report.to_json())
+
+
+def _default_out(train: str | None, spec: Path | None, resume: bool) -> Path:
+    if resume:
+        raise SpecError("--resume needs --out, the folder of the run that was cut off")
+    name = Path(train).stem if train else spec.stem if spec else "fit"
+    return Path("runs") / (name or "fit")
+
+
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Argument(help="a bundle's folder")],
+    rows: Annotated[str, typer.Argument(help="rows to answer, in any format that fit reads")],
+    out: Annotated[Path, typer.Option(help=".csv, .tsv, .jsonl or .parquet")],
+    as_json: Json = False,
+) -> None:
+    """Answer every row of a file: its columns, `prediction` and one score column a label."""
+    from headstart import verbs
+    from headstart.terminal import Terminal
+
+    count = verbs.predict(bundle, rows, out)
+    Terminal().say(f"done: {count} rows answered in '{out}'")
+    if as_json:
+        _print_json({"rows": count, "out": str(out)})
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Argument(help="a bundle's folder")],
+    rows: Annotated[str, typer.Argument(help="labelled rows, in any format that fit reads")],
+    slice_: Annotated[list[str] | None, typer.Option("--slice", help="a column; each value is measured by itself")] = None,
+    on_bad_row: Annotated[str, typer.Option(help="error or skip")] = "error",
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle on labelled rows, with intervals and by slice."""
+    from headstart import verbs
+    from headstart.terminal import Terminal
+
+    terminal = Terminal()
+    measured = verbs.evaluate(bundle, rows, slices=slice_ or (), on_bad_row=on_bad_row)
+    terminal.say(f"{measured['task']} on {measured['rows']} rows (value [95 % interval])")
+    for name, text in verbs.summary_table(measured["metrics"]):
+        terminal.say(f"  {name:18s} {text}")
+    for column, values in measured.get("slices", {}).items():
+        terminal.say(f"by {column}:")
+        for line in verbs.slice_lines(values):
+            terminal.say(f"  {line}")
+    if as_json:
+        _print_json(measured)
+
+
+@app.command()
+def compare(
+    train: Train = None,
+    validation: Validation = None,
+    test: Test = None,
+    task: Task = None,
+    text: Text = None,
+    image: Image = None,
+    label: Label = None,
+    backbone: Backbone = None,
+    method: Methods = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    learning_rate: Rate = None,
+    seed: Seed = None,
+    against: Annotated[list[str] | None, typer.Option(help="scratch, probe, finetune, or methods as a+b:k=v; repeat")] = None,
+    labels: Annotated[str, typer.Option(help="label budgets: shares (10%) or rows a class (8), with commas")] = "100%",
+    seeds: Annotated[int, typer.Option(help="fits per arm and budget")] = 1,
+    spec: SpecFile = None,
+    set_: Sets = None,
+    out: Annotated[Path, typer.Option(help="folder for compare.json and compare.html")] = Path("runs/compare"),
+    as_json: Json = False,
+) -> None:
+    """How much transfer helped: this spec against scratch, probe or other methods at several label budgets."""
+    from headstart import comparison
+    from headstart.terminal import Terminal
+
+    terminal = Terminal()
+    asked = _asked(
+        {
+            "data__validation": validation, "data__test": test, "data__text": text, "data__image": image,
+            "label": label, "task__name": task, "backbone__ref": backbone, "training__epochs": epochs,
+            "training__batch_size": batch_size, "training__learning_rate": learning_rate, "training__seed": seed,
+        }
+    )  # fmt: skip
+    found = comparison.compare(
+        train, against=against or ("scratch", "probe"), labels=[b for b in labels.split(",") if b], seeds=seeds,
+        spec=spec, methods=method, sets=set_ or (), out=out, listen=terminal, **asked,
+    )  # fmt: skip
+    for line in comparison.lines(found):
+        terminal.say(line)
+    terminal.say(f"done: the comparison is in '{out / 'compare.html'}'")
+    if as_json:
+        _print_json(found.to_json())
+
+
+def _listing(entries: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print_json(entries)
+        return
+    width = max((len(entry["name"]) for entry in entries), default=0)
+    for entry in entries:
+        print(f"{entry['name']:{width}s}  {entry['summary']}  [{entry['source']}]")
+
+
+@app.command()
+def backbones(as_json: Json = False) -> None:
+    """List where pretrained backbones come from, and those that are installed."""
+    from headstart.backbones import known
+
+    _listing([dict(entry) for entry in known()], as_json)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """List the transfer methods."""
+    from headstart.catalog import entries
+
+    _listing([entry.to_json() for entry in entries("methods").values()], as_json)
+
+
+@app.command()
+def tasks(as_json: Json = False) -> None:
+    """List the tasks."""
+    from headstart.catalog import entries
+
+    _listing([entry.to_json() for entry in entries("tasks").values()], as_json)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from headstart import __version__
+
+        print(f"headstart {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show it and stop")] = False) -> None:
+    pass
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line and leave with its exit status."""
+    sys.exit(run(arguments))
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run the command line; every failure is one sentence on standard error and an exit status."""
+    try:
+        result = app(args=arguments, standalone_mode=False, prog_name="headstart")
+        return result if isinstance(result, int) else 0
+    except HeadstartError as error:
+        return _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    except BrokenPipeError:
+        return 1
+    except Exception as error:
+        # The command line's own usage errors know their text and their exit status.
+        if hasattr(error, "format_message"):
+            return _fail(f"{error.format_message()} (see 'headstart --help')", int(getattr(error, "exit_code", 2)))
+        if os.environ.get("HEADSTART_DEBUG"):
+            raise
+        return _fail(f"{type(error).__name__}: {error} (set HEADSTART_DEBUG=1 for the traceback)", 1)
+
+
+def _fail(text: str, status: int) -> int:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Rows: reading them from any common format, checking them, dividing them, batching them.
+
+`load(spec)` gives checked parts for a run; `load_unlabelled` and `load_labelled` give rows for a finished model;
+the `_from_memory` cousins take lists, arrays and data frames. Tables stay on disk, memory-mapped.
+"""
+
+from headstart.data.batches import by_length, by_pairs, in_order
+from headstart.data.columns import Columns, infer
+from headstart.data.fresh import load_labelled, load_unlabelled
+from headstart.data.memory import from_memory, labelled_from_memory, unlabelled_from_memory
+from headstart.data.parts import Data, Inputs, Part
+from headstart.data.read import Table, read
+from headstart.data.rows import load
+from headstart.data.write import check_output, write_table
+
+__all__ = [
+    "Columns",
+    "Data",
+    "Inputs",
+    "Part",
+    "Table",
+    "by_length",
+    "check_output",
+    "by_pairs",
+    "check_output",
+    "from_memory",
+    "in_order",
+    "infer",
+    "labelled_from_memory",
+    "load",
+    "load_labelled",
+    "load_unlabelled",
+    "read",
+    "unlabelled_from_memory",
+    "write_table",
+    "write_table",
+]

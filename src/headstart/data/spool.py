@@ -1,0 +1,76 @@
+"""Tables that live on disk: record batches are written to an Arrow file and mapped back, so memory stays flat."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from headstart.errors import DataError
+
+BATCH_ROWS = 4096
+"""Rows of a record batch: what is in memory at once while a file is read."""
+
+
+def spool(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
+    """Write batches to a temporary Arrow file and map it.
+
+    The file is unlinked as soon as it is mapped (on systems that allow it), so that a killed run leaves nothing behind.
+    Raises DataError when the temporary folder is full.
+    """
+    handle, name = tempfile.mkstemp(prefix="headstart-", suffix=".arrow")
+    os.close(handle)
+    path = Path(name)
+    try:
+        try:
+            with pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+            return mapped_file(path)
+        except OSError as error:
+            raise DataError(
+                f"cannot write the working copy of the data to '{path.parent}': {error}; "
+                f"make room there, or set TMPDIR to a folder with room"
+            ) from None
+    finally:
+        try:
+            path.unlink(missing_ok=True)
+        except PermissionError:  # a mapped file cannot be unlinked on Windows
+            atexit.register(path.unlink, missing_ok=True)
+
+
+def mapped_file(path: Path) -> pa.Table:
+    """An Arrow IPC file, or stream, as a memory-mapped table. Raises pyarrow.ArrowInvalid for anything else."""
+    source = pa.memory_map(str(path), "r")
+    try:
+        return pa.ipc.open_file(source).read_all()
+    except pa.ArrowInvalid:
+        source.seek(0)
+        return pa.ipc.open_stream(source).read_all()
+
+
+def keep_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
+    """The rows of a table, in rising order, without holding them in memory.
+
+    rows: (n,) int64, strictly rising. A range of neighbours is a view of the table; anything else is spooled.
+    """
+    if len(rows) == 0:
+        return table.slice(0, 0)
+    first, last = int(rows[0]), int(rows[-1])
+    if last - first + 1 == len(rows):
+        return table.slice(first, len(rows))
+    return spool(table.schema, _taken(table, rows))
+
+
+def _taken(table: pa.Table, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
+    offset = 0
+    for batch in table.to_batches(max_chunksize=BATCH_ROWS):
+        low, high = np.searchsorted(rows, (offset, offset + batch.num_rows))
+        if high > low:
+            yield batch.take(pa.array(rows[low:high] - offset))
+        offset += batch.num_rows

@@ -1,0 +1,201 @@
+"""What a finished run leaves behind: its bundle, with the report that says how good it is and what it cost."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from headstart import bundle as bundles
+from headstart import data, inference
+from headstart.bundle import Bundle
+from headstart.encoded import Encoded
+from headstart.planning import Plan
+from headstart.protocols import Task
+from headstart.spec import Spec
+from headstart.stages import StageResult, Stages
+
+if TYPE_CHECKING:
+    from headstart.adapt import Chosen
+    from headstart.evaluate import Report
+
+LIBRARIES = ("headstart", "torch", "transformers", "timm", "peft", "numpy", "accelerate", "scikit-learn")
+
+
+@dataclass
+class Evidence:
+    """Gathers figures on the chosen stage's model and packs them with it."""
+
+    spec: Spec
+    data: data.Data
+    task: Task
+    stages: Stages
+    plan: Plan
+    chosen: Chosen
+    started: float
+
+    def bundle(self, test: Encoded | None) -> Bundle:
+        """The finished bundle: calibrated, measured, with its report."""
+        made = self.plain_bundle(self.spec, self.data, self.task, self.stages, self.chosen.results)
+        model = self.stages.model
+        validation = self.stages.validation
+        held_out = None
+        if validation is not None and validation.targets is not None:
+            held_out = inference.outputs(model, validation)
+            made.record["temperature"] = self._temperature(held_out, validation)
+        metrics: dict[str, Any] = {}
+        details: dict[str, Any] = {}
+        if validation is not None and held_out is not None:
+            self._measure("validation", held_out, validation, made.temperature, metrics, details)
+        if test is not None:
+            self._measure("test", inference.outputs(model, test), test, made.temperature, metrics, details)
+        made.report = self._report(made, metrics, details)
+        return made
+
+    def _temperature(self, outputs: np.ndarray, rows: Encoded) -> float:
+        if self.task.name != "classification" or rows.targets is None:
+            return 1.0
+        from headstart.evaluate.calibration import fit_temperature
+
+        return float(fit_temperature(torch.from_numpy(outputs), rows.targets))
+
+    def _measure(
+        self,
+        name: str,
+        outputs: np.ndarray,
+        rows: Encoded,
+        temperature: float,
+        metrics: dict[str, Any],
+        details: dict[str, Any],
+    ) -> None:
+        from headstart.evaluate import measure_split
+
+        part = self.data.test if name == "test" else self.data.validation
+        if part is None or rows.targets is None:
+            return
+        scores = self.task.scores(torch.from_numpy(outputs), temperature).numpy()
+        measured = measure_split(
+            self.task,
+            scores,
+            rows.targets.numpy(),
+            inputs=part.inputs(),
+            row_ids=part.source_rows,
+            seed=self.spec.training.seed,
+        )
+        metrics[name] = measured.pop("metrics")
+        details[name] = measured
+
+    def _report(self, made: Bundle, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> Report:
+        from headstart.evaluate import Report
+
+        results = self.chosen.results
+        seconds = time.monotonic() - self.started
+        trained = sum(result.rows_trained for result in results)
+        estimates = [stage.seconds for stage in self.plan.stages]
+        return Report(
+            {
+                "task": self.task.name,
+                "modality": self.stages.modality.name,
+                "labels": list(self.task.labels),
+                "metric": self.spec.training.metric or self.task.metric,
+                "metrics": dict(metrics),
+                "splits": dict(details),
+                "rows": self.data.rows.to_json(),
+                "parameters": {
+                    "trainable": results[self.chosen.position].trainable,
+                    "total": sum(p.numel() for p in made.model.parameters()),
+                },
+                "cost": {
+                    "seconds": seconds,
+                    "peak_memory_bytes": peak_memory(),
+                    "rows_trained": trained,
+                    "rows_per_second": trained / max(1e-9, sum(result.seconds for result in results)),
+                },
+                "plan": {
+                    **self.plan.to_json(),
+                    "estimated_seconds": None if None in estimates else sum(filter(None, estimates)),
+                    "actual_seconds": sum(result.seconds for result in results),
+                },
+                "stages": [
+                    {**result.to_json(), "kept": position == self.chosen.position}
+                    for position, result in enumerate(results)
+                ],
+                "transfer": [],
+                "findings": [
+                    {"level": f.level, "code": f.code, "message": f.message, "rows": list(f.rows)}
+                    for f in self.data.findings
+                ],
+                "calibration": {"temperature": made.temperature},
+                "backbone": {
+                    "ref": made.model.backbone.ref,
+                    "source": dict(made.model.backbone.source),
+                    "digest": made.model.backbone.digest,
+                },
+                "data": {"fingerprint": self.data.fingerprint, "columns": self.data.columns.to_json(), "said": list(self.data.said)},
+                "environment": environment(self.stages.device),
+                "spec": self.spec.to_json(),
+                "notes": [note for result in results for note in result.notes],
+            }
+        )
+
+    @staticmethod
+    def plain_bundle(
+        spec: Spec, loaded: data.Data, task: Task, stages: Stages, results: Sequence[StageResult]
+    ) -> Bundle:
+        """The model as it stands with what is needed to load and prove it, without a report."""
+        part = loaded.validation or loaded.test or loaded.train
+        probe_inputs = bundles.make_probe(part.inputs(), stages.modality)
+        backbone = stages.model.backbone
+        record = {
+            "spec": spec.to_json(),
+            "task": task.to_json(),
+            "modality": stages.modality.name,
+            "backbone": backbone.describe(),
+            "preprocessing": dict(backbone.preprocessing),
+            "base": {"ref": backbone.ref, "source": dict(backbone.source), "digest": backbone.digest},
+            "surgery": [m.model_dump() for m in stages.remaining],
+            "stages": [result.to_json() for result in results],
+            "columns": loaded.columns.to_json(),
+            "fingerprint": loaded.fingerprint,
+            "lineage": bundles.lineage(None, results[-1].name),
+            "temperature": 1.0,
+        }
+        stages.model.eval()
+        made = Bundle(
+            stages.model, task, stages.modality, record, probe_inputs, np.zeros((0, 0)), stages.methods, stages.files
+        )
+        made.probe_outputs = made.outputs(probe_inputs)
+        return made
+
+
+def peak_memory() -> int:
+    """The process's largest resident size so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak) * (1 if sys.platform == "darwin" else 1024)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Where a run happened: versions, processor, device."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        "packages": versions,
+    }

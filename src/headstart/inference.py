@@ -1,0 +1,57 @@
+"""Running a model over many rows: longest first, without gradients, answers in the order of the rows."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headstart.encoded import Encoded
+from headstart.protocols import Backbone
+from headstart.values import Batch
+
+IN_MEMORY = 256 * 2**20
+"""Bytes of answers kept in memory; more than this goes to a memory-mapped temporary file."""
+
+
+def outputs(model: nn.Module, rows: Encoded, *, batch_size: int = 64) -> np.ndarray:
+    """The head's raw outputs, (rows,K) float32."""
+    return _collect(model, rows, batch_size, lambda batch: model(batch)[1])
+
+
+def pooled(backbone: Backbone, rows: Encoded, *, batch_size: int = 64) -> np.ndarray:
+    """Frozen pooled features, (rows,D) float32."""
+    return _collect(backbone, rows, batch_size, lambda batch: backbone(batch).pooled)
+
+
+def _collect(module: nn.Module, rows: Encoded, batch_size: int, answer: Callable[[Batch], Tensor]) -> np.ndarray:
+    order = np.argsort(-np.asarray(rows.prepared.lengths, dtype=np.int64), kind="stable")
+    training = module.training
+    module.eval()
+    device = next(module.parameters()).device
+    found: np.ndarray | None = None
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(order), batch_size):
+                index = order[start : start + batch_size]
+                values = answer(rows.batch(index.tolist()).to(device)).float().cpu().numpy()
+                if found is None:
+                    found = _room(len(order), values.shape[1])
+                found[index] = values
+    finally:
+        module.train(training)
+    if found is None:
+        return np.zeros((0, 0), dtype=np.float32)
+    return found
+
+
+def _room(rows: int, width: int) -> np.ndarray:
+    if rows * width * 4 <= IN_MEMORY:
+        return np.empty((rows, width), dtype=np.float32)
+    # The file is unlinked at once: the mapping keeps it alive and nothing is left behind.
+    with tempfile.NamedTemporaryFile(prefix="headstart-", suffix=".f32") as file:
+        return np.memmap(Path(file.name), dtype=np.float32, mode="w+", shape=(rows, width))

@@ -1,0 +1,379 @@
+"""THE training loop. Every method meets every other here, through the hooks of `hooks.Hooks`.
+
+One optimiser step: a window of micro-batches is taken, transformed, and each makes its share of the gradient of
+
+    sum_i w_i * loss_i / sum_i w_i   +   penalties   (over the whole window, so accumulation equals the big batch)
+
+then priors are added once, gradients are changed and clipped, and the parameters move. The state is saved every so
+often; a resumed run goes on with the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart import inference
+from headstart.data.batches import by_length, by_pairs
+from headstart.encoded import Encoded, seed_of
+from headstart.errors import BundleError, HeadstartError, Interrupted
+from headstart.hooks import Hooks
+from headstart.optimiser import Optimiser
+from headstart.spec import TrainingSpec
+from headstart.state import load_state, random_state, save_state, set_random_state
+from headstart.values import Batch, Group, Progress, View
+
+Listener = Callable[[str, Mapping[str, Any]], None]
+"""Called with an event name ('step', 'epoch', 'note') and its figures."""
+
+HEAD_SCALE = {"random": 10.0, "probe": 5.0}
+"""How many times faster the head learns than the backbone, by its start: ten times for a random one (the ratio of
+thuml's transfer library), five times for a solved one, whose weights are larger (chosen on Banking77's validation rows)."""
+
+
+@dataclass
+class Trained:
+    """What a run leaves: the model, its history (one record per validation) and its cost."""
+
+    model: nn.Module
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float | None = None
+    stopped: str = "all epochs done"
+    rows_trained: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Loop:
+    """One run. `train()` does it; everything else is a step of it."""
+
+    model: nn.Module
+    hooks: Hooks
+    train_rows: Encoded
+    validation: Encoded | None
+    training: TrainingSpec
+    epochs: int
+    learning_rate: float
+    device: torch.device
+    bf16: bool = False
+    checkpoint: Path | None = None
+    identity: str = ""
+    listen: Listener = lambda event, figures: None
+
+    def train(self, *, resume: bool = False) -> Trained:
+        """Run to the end and give back the model with the kept weights, methods finished.
+
+        Raises Interrupted after saving the state on SIGINT, HeadstartError when the loss is not a number.
+        """
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
+        self.result = Trained(self.model)
+        self.position = (0, 0)
+        self.steps_done, self.bad = 0, 0
+        self.best_weights: dict[str, Tensor] | None = None
+        self.before = 0.0
+        self.steps_per_epoch: int | None = None
+        with torch.random.fork_rng(), _interrupts() as self.interrupted:
+            torch.manual_seed(seed_of(self.training.seed, "loop", self.accelerator.process_index))
+            self.hooks.backward = self.accelerator.backward
+            self.hooks.validate = self._validate if self.validation is not None else None
+            self.hooks.progress = Progress(0, self._steps(), 0, self.epochs)
+            self.model = self.hooks.adapt(self.model.to(self.device))
+            self.optimiser = Optimiser(self.training, self.learning_rate)
+            self._set_learning()
+            if resume and self.checkpoint is not None and self.checkpoint.exists():
+                self._load()
+            self.started = self.saved = time.monotonic()
+            self._epochs()
+            return self._finish()
+
+    def _steps(self) -> int:
+        if self.steps_per_epoch is None:
+            window = self.training.accumulate * self.accelerator.num_processes
+            self.steps_per_epoch = math.ceil(len(self._plan(0)) / window)
+        return max(1, self.steps_per_epoch * self.epochs)
+
+    def _plan(self, epoch: int) -> list[Any]:
+        """The batches of an epoch as row indices, each with the factor on its weights."""
+        seed, size, targets = self.training.seed, self.training.batch_rows, self.train_rows.targets
+        if self.training.batches == "pairs" and targets is not None and targets.ndim == 1:
+            plan = by_pairs(targets.numpy(), size, seed=seed, epoch=epoch)
+        else:
+            plan = by_length(self.train_rows.prepared.lengths, size, seed=seed, epoch=epoch)
+        # Every process takes each n-th batch. Where they do not divide evenly, a batch without weight fills the gap,
+        # so that all processes step together.
+        fillers = -len(plan) % self.accelerator.num_processes
+        return [(rows, 1.0) for rows in plan] + [(plan[0], 0.0)] * fillers
+
+    def _take(self, rows: Any, factor: float) -> Batch:
+        batch = self.train_rows.batch(rows.tolist())
+        return batch if factor == 1.0 else batch.replace(weight=batch.weight * factor)
+
+    def _epochs(self) -> None:
+        first = self.position[0]
+        for epoch in range(first, self.epochs):
+            skip = self.position[1] if epoch == first else 0
+            self.hooks.progress = Progress(self.steps_done, self._steps(), epoch, self.epochs)
+            self._set_learning()
+            if not self._epoch(epoch, skip):
+                return
+            if epoch == 0:
+                self.result.notes += self.hooks.idle()
+                for note in self.result.notes:
+                    self.listen("note", {"text": note})
+            self.position = (epoch + 1, 0)
+            if self._after_epoch(epoch):
+                self.result.stopped = f"no better validation in {self.training.patience} epochs"
+                return
+            self._maybe_save()
+
+    def _epoch(self, epoch: int, skip: int) -> bool:
+        """Every window of one epoch, the first `skip` passed over. False when the time limit ended it."""
+        plan, rank = self._plan(epoch), self.accelerator.process_index
+        size, world = self.training.accumulate, self.accelerator.num_processes
+        plan = plan[rank::world]
+        if self.hooks.owners("stream"):
+            batches = self.hooks.stream(self._take(*item) for item in plan)
+            for _ in islice(batches, skip * size):
+                pass
+        else:
+            batches = (self._take(*item) for item in plan[skip * size :])
+        window_index = skip
+        while window := list(islice(batches, size)):
+            self._step(window, epoch)
+            window_index += 1
+            self.position = (epoch, window_index)
+            self._maybe_save()
+            if self.training.time_limit is not None and self._elapsed() > self.training.time_limit:
+                self.result.stopped = "time limit reached"
+                self._after_epoch(epoch)
+                return False
+        return True
+
+    def _step(self, window: list[Batch], epoch: int) -> None:
+        self.hooks.progress = Progress(self.steps_done, self._steps(), epoch, self.epochs)
+        window = [self.hooks.transform(batch.to(self.device), i) for i, batch in enumerate(window)]
+        total = self.accelerator.reduce(torch.stack([batch.weight.sum() for batch in window]).sum())
+        loss = torch.zeros((), device=self.device)
+        for position, batch in enumerate(window):
+            loss = loss + self.hooks.make_gradients(batch, lambda b: self._loss(b, total), position)
+        priors = self.hooks.priors(self.model)
+        if priors:
+            value = torch.stack(list(priors.values())).sum()
+            if value.requires_grad:
+                self.accelerator.backward(value / self.accelerator.num_processes)
+            loss = loss + value.detach()
+        parameters = self.optimiser.parameters
+        self._reduce_gradients(parameters)
+        self.hooks.gradients(parameters)
+        if self.training.clip is not None:
+            torch.nn.utils.clip_grad_norm_(parameters, self.training.clip)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise HeadstartError(
+                f"the loss is {value} at step {self.steps_done}: try a lower learning rate "
+                f"(now {self.learning_rate:g}) or --set training.precision=fp32"
+            )
+        rate = self.optimiser.step(self.hooks.progress.fraction)
+        self.hooks.after_step(self.model)
+        self.steps_done += 1
+        rows = sum(len(batch) for batch in window)
+        self.result.rows_trained += rows
+        figures = {"step": self.steps_done, "steps": self._steps(), "epoch": epoch, "loss": value, "lr": rate}
+        self.listen("step", {**figures, "rows": rows})
+
+    def _loss(self, batch: Batch, total: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            features, outputs = self.model(batch)
+        outputs = outputs.float()
+        if batch.labels is None:
+            raise HeadstartError("a training batch has no labels")
+        losses = self.hooks.task.loss(outputs, batch.labels)
+        loss = self.training.task_weight * (losses * batch.weight).sum() / total
+        penalties = self.hooks.penalties(View(batch, features, outputs, losses, self.model))
+        for value in penalties.values():
+            loss = loss + value * (batch.weight.sum() / total)
+        return loss
+
+    def _reduce_gradients(self, parameters: list[nn.Parameter]) -> None:
+        if self.accelerator.num_processes == 1:
+            return
+        for parameter in parameters:
+            gradient = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+            parameter.grad = self.accelerator.reduce(gradient, reduction="sum")
+
+    def _set_learning(self) -> None:
+        """Ask who learns; switch gradients on for them and the head; parts in which nothing learns run as at use."""
+        scale = self.training.head_scale or HEAD_SCALE[self.training.head]
+        head = tuple(self.model.head.parameters())  # type: ignore[operator, union-attr]
+        groups = [*self.hooks.groups(self.model), Group(head, scale)]
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        for group in groups:
+            for parameter in group.parameters:
+                parameter.requires_grad_(True)
+        self.optimiser.set_groups([group for group in groups if group.parameters])
+        set_modes(self.model)
+
+    def _after_epoch(self, epoch: int) -> bool:
+        """Validate, keep the best weights, tell the methods. True when it is time to stop early."""
+        figures = {"epoch": epoch + 1, "step": self.steps_done, "seconds": self._elapsed()}
+        if self.validation is None:
+            self.result.history.append(figures)
+            self.listen("epoch", figures)
+            return False
+        own = self.hooks.weights()
+        with _swapped(self.model, own):
+            score = self._validate(self.model)
+            self.hooks.after_validation(self.model, score)
+            if self.result.best is None or self.hooks.task.better(score, self.result.best):
+                self.result.best, self.bad = score, 0
+                self.best_weights = _copy(self.model)
+            else:
+                self.bad += 1
+        set_modes(self.model)
+        figures[self.metric] = score
+        self.result.history.append(figures)
+        self.listen("epoch", figures)
+        return self.training.patience is not None and self.bad >= self.training.patience
+
+    @property
+    def metric(self) -> str:
+        """What early stopping compares."""
+        return self.training.metric or self.hooks.task.metric
+
+    def _validate(self, model: nn.Module) -> float:
+        if self.validation is None or self.validation.targets is None:
+            raise HeadstartError("there are no validation rows to choose on")
+        scores = self.hooks.task.scores(torch.from_numpy(inference.outputs(model, self.validation)))
+        measured = self.hooks.task.measure(scores.numpy(), self.validation.targets.numpy())
+        return measured[self.metric]
+
+    def _finish(self) -> Trained:
+        kept = self.best_weights if self.best_weights is not None else self.hooks.weights()
+        if kept is not None:
+            self.model.load_state_dict(kept, strict=False)
+        self.model.eval()
+        self.result.model = self.hooks.finish(self.model)
+        self.result.seconds = self._elapsed()
+        for parameter in self.result.model.parameters():
+            parameter.grad = None
+        return self.result
+
+    def _elapsed(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def _maybe_save(self) -> None:
+        if self.interrupted.is_set():
+            self._save()
+            where = f"; its state is in '{self.checkpoint}'" if self.checkpoint else ""
+            raise Interrupted(f"interrupted after step {self.steps_done}{where}; go on with --resume")
+        if time.monotonic() - self.saved >= self.training.checkpoint_every:
+            self._save()
+
+    def _save(self) -> None:
+        if self.checkpoint is None or not self.accelerator.is_main_process:
+            return
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        moments = self.optimiser.torch.state if self.optimiser.torch else {}
+        record = {
+            "identity": self.identity,
+            "position": list(self.position),
+            "steps_done": self.steps_done,
+            "bad": self.bad,
+            "seconds": self._elapsed(),
+            "model": self.model.state_dict(),
+            "optimiser": {names[id(p)]: dict(values) for p, values in moments.items()},
+            "best_weights": self.best_weights,
+            "best": self.result.best,
+            "history": self.result.history,
+            "rows_trained": self.result.rows_trained,
+            "notes": self.result.notes,
+            "hooks": self.hooks.state(),
+            "random": random_state(),
+        }
+        save_state(self.checkpoint, record)
+        self.saved = time.monotonic()
+
+    def _load(self) -> None:
+        record = load_state(self.checkpoint) if self.checkpoint else {}
+        if record["identity"] != self.identity:
+            raise BundleError("the saved state belongs to another spec or other data; start again without --resume")
+        self.position = (record["position"][0], record["position"][1])
+        self.steps_done, self.bad, self.before = record["steps_done"], record["bad"], record["seconds"]
+        self.model.load_state_dict(record["model"])
+        self.best_weights, self.result.best = record["best_weights"], record["best"]
+        self.result.history, self.result.rows_trained = record["history"], record["rows_trained"]
+        self.result.notes = record["notes"]
+        self.hooks.load_state(record["hooks"], self.model)
+        self.hooks.progress = Progress(self.steps_done, self._steps(), self.position[0], self.epochs)
+        self._set_learning()
+        if self.optimiser.torch is not None:
+            named = dict(self.model.named_parameters())
+            for name, values in record["optimiser"].items():
+                self.optimiser.torch.state[named[name]] = values
+        set_random_state(record["random"])
+
+
+def set_modes(model: nn.Module) -> None:
+    """Training mode, except for parts of the backbone in which nothing learns: they run as at inference."""
+    model.train()
+    backbone: Any = model.backbone
+    for part in (*backbone.stem, *backbone.blocks, *backbone.tail):
+        learning = [p.requires_grad for p in part.parameters()] if isinstance(part, nn.Module) else []
+        if learning and not any(learning):
+            part.eval()
+    if not any(p.requires_grad for p in backbone.parameters()):
+        backbone.eval()
+
+
+def _copy(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+@contextmanager
+def _swapped(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """The model with these weights for a while."""
+    if weights is None:
+        yield
+        return
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(dict(weights), strict=False)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """SIGINT sets the event; a second one interrupts at once. Outside the main thread nothing is changed."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    old = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, old)

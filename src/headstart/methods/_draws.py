@@ -1,0 +1,39 @@
+"""Random numbers from the run's own generator, for code that draws from somewhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+def numpy_from(generator: torch.Generator) -> np.random.Generator:
+    """A numpy generator seeded by one draw."""
+    return np.random.default_rng(_seed(generator))
+
+
+@contextmanager
+def seeded(generator: torch.Generator, module: nn.Module | None = None) -> Iterator[None]:
+    """Torch's global generators seeded by one draw, and put back afterwards.
+
+    module: its devices' generators are seeded too; without it only the CPU's.
+    """
+    devices = {p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"} if module else set()
+    with torch.random.fork_rng(devices=sorted(devices)):
+        seed = _seed(generator)
+        torch.default_generator.manual_seed(seed)
+        for device in devices:
+            torch.cuda.default_generators[device].manual_seed(seed)
+        yield
+
+
+def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Uniform numbers in [0, 1) on the generator's device."""
+    return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _seed(generator: torch.Generator) -> int:
+    return int(torch.randint(2**62, (1,), generator=generator, device=generator.device))

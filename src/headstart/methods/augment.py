@@ -1,0 +1,156 @@
+"""Random changes of the inputs that leave their labels true."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.errors import MethodError, MissingExtra
+from headstart.methods._checks import number, whole
+from headstart.methods._draws import numpy_from, seeded
+from headstart.methods._eda import edit, vocabulary
+from headstart.protocols import Context, Method
+from headstart.values import Batch
+
+PICTURES = ("flip", "crop", "rotate", "colour", "randaugment", "magnitude")
+TEXTS = ("drop", "delete", "swap", "insert", "synonym", "neighbours", "share")
+
+
+@dataclass
+class Augment(Method):
+    """Changes each row at random in ways that keep its label: views of pictures, small edits of texts.
+
+    Equation: x <- t(x) with t drawn anew for each row and step. Pictures: a random crop of a share in [crop, 1] of
+    the area brought back to size, a flip, a rotation within +-rotate degrees, brightness, contrast and saturation
+    changed by factors in [1 - colour, 1 + colour], then `randaugment` operations of one magnitude. Texts: with
+    probability `share` one operation drawn evenly from those whose rate is not 0, on a row of l ordinary tokens:
+    `drop` hides each with probability rate behind the mask token, `delete` removes each with probability rate,
+    `swap`, `insert` and `synonym` act max(1, rate * l) times.
+
+    Source: Szegedy et al. 2015, section 6 (crops); Cubuk et al. 2020 (RandAugment), section 3; Wei and Zou 2019
+    (EDA), section 2, with nearest neighbours in the backbone's embedding table in place of WordNet; Iyyer et al. 2015
+    (Deep Averaging Networks), section 2 (token dropout).
+
+    Requires: pictures or texts; for pictures the `images` extra (torchvision). Labels of whole rows, not of tokens.
+
+    Shapes: pixels (N,C,H,W) in [0, 1] -> the same. input_ids (N,T) -> (N,T'), T' as long as the longest edited row,
+    never beyond the backbone's limit; mask and token types follow. Special tokens stay where they are.
+
+    Neighbours: `mixup` and `cutmix` combine rows and their labels; list them after this one.
+
+    Example: `--method augment:crop=0.3,rotate=10` or `--method augment:swap=0.1`;
+    `hs.methods.Augment(randaugment=2)`.
+
+    Defaults: flip = 0.5 is torchvision's. crop = 0.5 is what DINO calls a large view (Caron et al. 2021, section 3.1)
+    rather than the 0.08 of training from nothing, since small sets cannot afford to lose the object. rotate, colour
+    and randaugment are off: whether a turned or recoloured picture keeps its label depends on the data. magnitude = 9
+    is RandAugment's on ImageNet (section 4). All text rates are 0.1, EDA's own for larger sets. share = 0.5 keeps
+    half of the rows clean, where EDA adds edited copies to clean rows. neighbours = 5 is a choice of this project.
+
+    flip: probability. crop: smallest share of the area, 1 is off. rotate: degrees. colour: 0 is off. randaugment:
+    number of operations. magnitude: 0 to 30. drop, delete, swap, insert, synonym: rates, 0 is off. neighbours: of a
+    token. share: of text rows that are edited.
+    """
+
+    flip: float = 0.5
+    crop: float = 0.5
+    rotate: float = 0.0
+    colour: float = 0.0
+    randaugment: int = 0
+    magnitude: int = 9
+    drop: float = 0.1
+    delete: float = 0.1
+    swap: float = 0.1
+    insert: float = 0.1
+    synonym: float = 0.1
+    neighbours: int = 5
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        number("augment:flip", self.flip, 0, "a probability such as flip=0.5", high=1)
+        number("augment:crop", self.crop, 0, "a share of the area such as crop=0.4; 1 is off", high=1, above=True)
+        number("augment:rotate", self.rotate, 0, "degrees such as rotate=10", high=180)
+        number("augment:colour", self.colour, 0, "such as colour=0.2", high=1)
+        whole("augment:randaugment", self.randaugment, 0, "a number of operations such as randaugment=2")
+        whole("augment:magnitude", self.magnitude, 0, "such as magnitude=9", high=30)
+        for name in ("drop", "delete", "swap", "insert", "synonym"):
+            number(f"augment:{name}", getattr(self, name), 0, f"a rate such as {name}=0.1; 0 is off", high=0.9)
+        whole("augment:neighbours", self.neighbours, 1, "such as neighbours=5")
+        number("augment:share", self.share, 0, "such as share=0.5", high=1, above=True)
+
+    def adapt(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """The model unchanged; the tokenizer's special ids and the embedding table are remembered.
+
+        Raises MethodError for options of the other modality, and where nothing is left switched on.
+        """
+        self.kind_ = ctx.modality.name
+        if self.kind_ not in ("text", "image"):
+            raise MethodError(f"'augment' knows pictures and texts, this run reads {self.kind_}; leave it out")
+        foreign = TEXTS if self.kind_ == "image" else PICTURES
+        for item in fields(self):
+            if item.name in foreign and getattr(self, item.name) != item.default:
+                raise MethodError(f"augment:{item.name} does nothing to inputs of kind '{self.kind_}': leave it out")
+        if self.kind_ == "image":
+            self.views_ = self._pipeline()
+            return model
+        self.rates_ = {name: getattr(self, name) for name in TEXTS[:5] if getattr(self, name) > 0}
+        if not self.rates_:
+            raise MethodError("every text operation of 'augment' is switched off: set one, such as augment:swap=0.1")
+        backbone: Any = model.backbone
+        table = _table(backbone, ctx) if self.insert or self.synonym else None
+        self.words_ = vocabulary(backbone, table, self.neighbours)
+        return model
+
+    def remains(self) -> bool:
+        """The model keeps no trace of the training."""
+        return False
+
+    def _pipeline(self) -> Callable[[Tensor], Tensor]:
+        """torchvision's transforms that are switched on, built anew for the size of each batch of pictures."""
+        try:
+            from torchvision.transforms import v2
+        except ImportError:
+            raise MissingExtra("torchvision", "images", "the method 'augment' on pictures") from None
+        if self.crop == 1 and not (self.flip or self.rotate or self.colour or self.randaugment):
+            raise MethodError("every picture operation of 'augment' is switched off: set one, such as augment:flip=0.5")
+
+        def view(picture: Tensor) -> Tensor:
+            steps: list[Any] = []
+            if self.crop < 1:
+                steps.append(v2.RandomResizedCrop(picture.shape[-2:], scale=(self.crop, 1.0), antialias=True))
+            if self.flip:
+                steps.append(v2.RandomHorizontalFlip(self.flip))
+            if self.rotate:
+                steps.append(v2.RandomRotation(self.rotate, interpolation=v2.InterpolationMode.BILINEAR))
+            if self.colour:
+                steps.append(v2.ColorJitter(self.colour, self.colour, self.colour))
+            if self.randaugment:
+                steps.append(v2.RandAugment(self.randaugment, self.magnitude))
+            for step in steps:
+                picture = step(picture)
+            return picture.clamp(0, 1)
+
+        return view
+
+    def transform(self, batch: Batch, ctx: Context) -> Batch:
+        """The batch with changed pixels or token ids; labels, weights and origin as they were."""
+        if not hasattr(self, "kind_"):
+            raise MethodError("'augment' needs to see the model first: call adapt(model, ctx) before transform")
+        if self.kind_ == "text":
+            draws = numpy_from(ctx.generator)
+            return batch.replace(inputs=edit(dict(batch.inputs), self.words_, self.rates_, self.share, draws))
+        # torchvision draws from torch's global generator: it is seeded here and put back afterwards.
+        with seeded(ctx.generator):
+            pixels = torch.stack([self.views_(picture) for picture in batch.inputs["pixels"]])
+        return batch.replace(inputs={**batch.inputs, "pixels": pixels})
+
+
+def _table(backbone: Any, ctx: Context) -> Tensor:
+    """The word embeddings before training, (tokens,V): with live ones a resumed run would find other neighbours."""
+    weight: nn.Parameter = backbone.network.get_input_embeddings().weight
+    start = ctx.start.get(weight)
+    return weight.detach().clone() if start is None else start

@@ -1,0 +1,83 @@
+"""Arrays that live in temporary files, memory-mapped, so that memory grows with the batch and not with the data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from headstart.errors import HeadstartError
+
+
+class Flat:
+    """A one-dimensional array that is written by appending and read at any place; its file goes when it does."""
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        self.dtype = np.dtype(dtype)
+        handle, self._path = tempfile.mkstemp(prefix="headstart-", suffix=".bin")
+        self._file: Any = os.fdopen(handle, "wb")
+        self._array: npt.NDArray[Any] | None = None
+        self._length = 0
+        weakref.finalize(self, _remove, self._path)
+
+    def append(self, values: Sequence[int] | npt.NDArray[Any]) -> None:
+        """Add values at the end. Raises HeadstartError when the disk is full."""
+        data = np.asarray(values, dtype=self.dtype)
+        try:
+            self._file.write(data.tobytes())
+        except OSError as error:
+            raise full(error) from None
+        self._length += len(data)
+
+    def finish(self) -> npt.NDArray[Any]:
+        """The whole array, read-only and mapped from the file. Nothing can be appended afterwards."""
+        if self._array is None:
+            try:
+                self._file.close()
+            except OSError as error:
+                raise full(error) from None
+            empty = np.empty(0, dtype=self.dtype)
+            self._array = np.memmap(self._path, dtype=self.dtype, mode="r") if self._length else empty
+        return self._array
+
+
+class Grid:
+    """`rows` equal pieces of bytes in a sparse file, filled in any order; only filled pieces take up disk."""
+
+    def __init__(self, rows: int, shape: tuple[int, ...]) -> None:
+        handle, self._path = tempfile.mkstemp(prefix="headstart-", suffix=".bin")
+        os.close(handle)
+        weakref.finalize(self, _remove, self._path)
+        self.filled = np.zeros(rows, dtype=bool)
+        self.pieces: npt.NDArray[np.uint8] = np.memmap(self._path, dtype=np.uint8, mode="w+", shape=(rows, *shape))
+
+    def put(self, row: int, piece: npt.NDArray[np.uint8]) -> None:
+        """Keep a piece."""
+        self.pieces[row] = piece
+        self.filled[row] = True
+
+
+def free_space() -> int:
+    """Bytes that may be written where temporary files go."""
+    return shutil.disk_usage(tempfile.gettempdir()).free
+
+
+def full(error: OSError) -> HeadstartError:
+    """The error for a temporary folder that cannot be written."""
+    return HeadstartError(
+        f"cannot write to the temporary folder '{tempfile.gettempdir()}': {error.strerror or error}; "
+        f"make room there or set TMPDIR to a folder with more"
+    )
+
+
+def _remove(path: str) -> None:
+    try:
+        os.unlink(path)
+    except OSError:
+        return

@@ -1,0 +1,99 @@
+"""The optimiser step: parameter groups, schedules and the decoupled decay.
+
+AdamW and SGD apply theta <- theta - lr * grad - lr * decay * theta (Loshchilov & Hutter 2019, algorithms 1 and 2);
+Adam adds decay * theta to the gradient (Kingma & Ba 2015 with an L2 term). Norms and biases are not decayed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from headstart.spec import TrainingSpec
+from headstart.values import Group
+
+
+def schedule(kind: str, warmup: float, fraction: float) -> float:
+    """The factor on the learning rate after `fraction` of the run, in [0, 1].
+
+    cosine, linear: linear warm-up, then down to 0. constant: linear warm-up, then 1. one_cycle (Smith 2018): cosine
+    up from 1/25 over the warm-up (0.3 of the run when none is set), cosine down to 1/10000.
+    """
+    fraction = min(max(fraction, 0.0), 1.0)
+    if kind == "one_cycle":
+        rise = warmup or 0.3
+        if fraction < rise:
+            return _between(1 / 25, 1.0, fraction / rise)
+        return _between(1.0, 1e-4, (fraction - rise) / (1 - rise))
+    if warmup and fraction < warmup:
+        return fraction / warmup
+    rest = (fraction - warmup) / (1 - warmup)
+    if kind == "constant":
+        return 1.0
+    return 1 - rest if kind == "linear" else 0.5 * (1 + math.cos(math.pi * rest))
+
+
+def _between(start: float, end: float, share: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+class Optimiser:
+    """A torch optimiser over the current groups; moments follow their parameters when the groups change."""
+
+    def __init__(self, training: TrainingSpec, learning_rate: float) -> None:
+        self.training = training
+        self.learning_rate = learning_rate
+        self.groups: list[Group] = []
+        self.torch: torch.optim.Optimizer | None = None
+
+    def set_groups(self, groups: Sequence[Group]) -> None:
+        """Make these the groups that learn. Each is split into decayed (matrices) and not decayed (norms, biases)."""
+        old = dict(self.torch.state) if self.torch else {}
+        split: list[dict[str, object]] = []
+        for group in groups:
+            for decayed in (True, False):
+                parameters = [p for p in group.parameters if (p.ndim >= 2) is decayed]
+                if parameters:
+                    split.append({"params": parameters, "scale": group.lr_scale, "decayed": decayed})
+        self.groups = list(groups)
+        self.torch = self._make(split)
+        for parameter in self.parameters:
+            if parameter in old:
+                self.torch.state[parameter] = old[parameter]
+
+    def _make(self, groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+        rate = self.learning_rate
+        if self.training.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=rate, momentum=self.training.momentum)
+        if self.training.optimizer == "adam":
+            for group in groups:
+                group["weight_decay"] = self.training.weight_decay if group["decayed"] else 0.0
+            return torch.optim.Adam(groups, lr=rate)
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """Everything that learns, in a fixed order."""
+        return [p for group in self.groups for p in group.parameters]
+
+    def step(self, fraction: float) -> float:
+        """One update at this point of the schedule; returns the learning rate. Gradients are cleared."""
+        optimiser = self.torch
+        if optimiser is None:
+            raise RuntimeError("set_groups comes before step")
+        rate = self.learning_rate * schedule(self.training.schedule, self.training.warmup, fraction)
+        decoupled = self.training.optimizer != "adam" and self.training.weight_decay > 0
+        for group in optimiser.param_groups:
+            group["lr"] = rate * group["scale"]
+            if decoupled and group["decayed"]:
+                shrink = 1 - group["lr"] * self.training.weight_decay
+                with torch.no_grad():
+                    for parameter in group["params"]:
+                        if parameter.grad is not None:
+                            parameter.mul_(shrink)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        return rate

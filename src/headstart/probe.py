@@ -1,0 +1,123 @@
+"""The linear probe: a linear head solved exactly on frozen features, its strength chosen on rows it has not seen.
+
+The objective is the task's own loss, so one solver serves classes, several labels and regression:
+
+    min_W,b  1/n sum_i loss(W z_i + b, y_i) + l2/2 |W|^2        z = (x - mean) / scale
+
+with one scale for all features (their root mean square norm), which is folded back into W and b. C = 1 / (n * l2) is
+the inverse strength of scikit-learn's LogisticRegression. Solved by L-BFGS (Liu & Nocedal 1989), full batch, float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from headstart.protocols import Task
+
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+"""Values of C that are tried, weakest model first; on Banking77 and on 8 rows a class the best lie inside."""
+
+FOLDS = 5
+"""Folds of the cross-validation that chooses C where no validation rows are given."""
+
+ITERATIONS = 200
+TOLERANCE = 1e-6
+
+
+@dataclass(frozen=True)
+class Probe:
+    """weight: (K,D), bias: (K,), c: the chosen strength, score: the task's metric on rows not fitted, outputs: theirs.
+
+    held_out: (rows,K) raw outputs on the validation rows, or out-of-fold on the training rows.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    c: float
+    score: float
+    held_out: Tensor
+
+
+def fit(
+    features: np.ndarray,
+    targets: Tensor,
+    task: Task,
+    validation: tuple[np.ndarray, Tensor] | None = None,
+    *,
+    seed: int = 0,
+    metric: str | None = None,
+) -> Probe:
+    """Solve the probe for each strength, keep the one that is best on the validation rows or across folds.
+
+    features: (n,D) float32; targets as the task encodes them; validation: the same pair for rows to choose on.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(features)).double()
+    if validation is not None:
+        held_x, held_y = torch.from_numpy(np.ascontiguousarray(validation[0])).double(), validation[1]
+        found = [solve(x, targets, task, c) for c in STRENGTHS]
+        answers = [held_x @ weight.T + bias for weight, bias in found]
+        best, score = _choose(task, answers, held_y, metric)
+        weight, bias = found[best]
+        return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
+    answers = [torch.zeros(len(x), task.outputs, dtype=torch.float64) for _ in STRENGTHS]
+    for fitted, held in folds(targets, FOLDS, seed):
+        for position, c in enumerate(STRENGTHS):
+            weight, bias = solve(x[fitted], targets[fitted], task, c)
+            answers[position][held] = x[held] @ weight.T + bias
+    best, score = _choose(task, answers, targets, metric)
+    weight, bias = solve(x, targets, task, STRENGTHS[best])
+    return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
+
+
+def solve(x: Tensor, targets: Tensor, task: Task, c: float) -> tuple[Tensor, Tensor]:
+    """W (K,D) and b (K,) for one strength; x (n,D) float64."""
+    mean = x.mean(0)
+    scale = (x - mean).square().sum(1).mean().sqrt().clamp_min(1e-12)
+    z = (x - mean) / scale
+    l2 = 1.0 / (c * len(x))
+    weight = torch.zeros(task.outputs, x.shape[1], dtype=x.dtype, requires_grad=True)
+    bias = torch.zeros(task.outputs, dtype=x.dtype, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=ITERATIONS,
+        tolerance_grad=TOLERANCE,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
+    )
+    double = targets.double() if targets.is_floating_point() else targets
+
+    def objective() -> Tensor:
+        optimiser.zero_grad()
+        value: Tensor = task.loss(z @ weight.T + bias, double).mean() + 0.5 * l2 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(objective)
+    folded = weight.detach() / scale
+    return folded, bias.detach() - folded @ mean
+
+
+def folds(targets: Tensor, count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(fitted, held out) row indices; classes are spread evenly over the folds."""
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(targets))
+    if targets.ndim == 1 and not targets.is_floating_point():
+        order = order[np.argsort(targets.numpy()[order], kind="stable")]
+    fold = np.empty(len(targets), dtype=np.int64)
+    fold[order] = np.arange(len(targets)) % max(2, min(count, len(targets)))
+    for number in range(int(fold.max()) + 1):
+        yield torch.from_numpy(np.flatnonzero(fold != number)), torch.from_numpy(np.flatnonzero(fold == number))
+
+
+def _choose(task: Task, answers: list[Tensor], targets: Tensor, metric: str | None) -> tuple[int, float]:
+    """The strength with the lowest held-out loss, and its metric: the loss is smoother than the metric."""
+    double = targets.double() if targets.is_floating_point() else targets
+    losses = [float(task.loss(answer, double).mean()) for answer in answers]
+    best = int(np.argmin(losses))
+    scores = task.scores(answers[best].float()).numpy()
+    return best, task.measure(scores, targets.numpy())[metric or task.metric]

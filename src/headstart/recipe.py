@@ -1,0 +1,91 @@
+"""The default recipe: which stages run when the user names no method. A pure function of the data's size.
+
+Enough rows a class:
+    1. probe     a linear head solved exactly on frozen features (Kumar et al. 2022: start from the probe's head).
+    2. finetune  the blocks learn from that head, lower ones more slowly, with a contrastive term and label smoothing;
+                 weights are averaged. The stage that validates better is kept.
+Few rows a class, and classes to tell apart:
+    1. contrast  the body learns for a few steps which rows share a class (the idea of SetFit, Tunstall et al. 2022).
+    2. probe     the head is solved on the features so tuned.
+
+Every number below was chosen on validation rows, never on test rows; `benchmarks/README.md` has the figures.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from headstart.spec import MethodSpec, Spec, StageSpec
+
+FEW = 32
+"""Rows a class below which the contrastive stage runs instead of fine-tuning."""
+
+FEW_STEPS = 20
+"""Steps of the contrastive stage."""
+
+PROBE = StageSpec(
+    name="probe",
+    methods=(MethodSpec(name="freeze", options={"probe": True}),),
+    training={"optimizer": "lbfgs"},
+)
+
+
+def expand(spec: Spec, *, task: str, modality: str, rows: int, outputs: int, validated: bool) -> Spec:
+    """The spec with its stages written out. Methods that the user named become one stage of their own."""
+    if spec.stages:
+        return spec
+    if spec.methods is not None:
+        return spec.model_copy(update={"stages": (_single(spec, spec.methods),), "methods": None})
+    if task == "classification" and modality == "text" and rows < FEW * outputs:
+        stages, keep = (_contrast(spec, rows), PROBE), "last"
+    else:
+        stages, keep = (PROBE, _finetune(spec, task, modality)), "best"
+    if not validated and keep == "best":
+        stages, keep = (PROBE,), "last"
+    return spec.model_copy(update={"stages": stages, "keep": keep})
+
+
+def _single(spec: Spec, methods: tuple[MethodSpec, ...]) -> StageSpec:
+    """The user's methods as one stage. A probe alone is solved exactly unless the user says how to train it."""
+    plain = all(getattr(spec.training, key) is None for key in ("epochs", "learning_rate"))
+    if methods == PROBE.methods and plain and spec.training.optimizer == "adamw":
+        return PROBE
+    return StageSpec(name="+".join(method.name for method in methods) or "finetune", methods=methods)
+
+
+def _contrast(spec: Spec, rows: int) -> StageSpec:
+    epochs = math.ceil(FEW_STEPS / math.ceil(rows / spec.training.batch_rows))
+    return StageSpec(
+        name="contrast",
+        methods=(
+            MethodSpec(name="freeze", options={"decay": 0.9, "bottom": 0}),
+            MethodSpec(name="contrast", options={"kind": "cosine", "strength": 1.0}),
+        ),
+        training={
+            **_unset(spec, {"epochs": epochs, "learning_rate": 1e-4}),
+            "batches": "pairs",
+            "task_weight": 0.0,
+            "head": "random",
+            "schedule": "linear",
+            "patience": None,
+        },
+    )
+
+
+def _finetune(spec: Spec, task: str, modality: str) -> StageSpec:
+    methods = [MethodSpec(name="freeze", options={"decay": 0.85, "bottom": 0})]
+    training: dict[str, Any] = _unset(spec, {"epochs": 4, "learning_rate": 2e-4, "batch_size": 64})
+    options: dict[str, Any] = {}
+    if task == "classification":
+        methods.append(MethodSpec(name="contrast", options={"strength": 0.3}))
+        training["task_weight"] = 0.7
+        if spec.task.label_smoothing == 0:
+            options["label_smoothing"] = 0.1
+    methods.append(MethodSpec(name="ema", options={"decay": 0.998}))
+    return StageSpec(name="finetune", methods=tuple(methods), training=training, task=options)
+
+
+def _unset(spec: Spec, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The defaults for what the user has not set."""
+    return {key: value for key, value in defaults.items() if getattr(spec.training, key) is None}

@@ -1,0 +1,298 @@
+"""What the user asked for: one validated value, from flags, TOML or Python.
+
+A spec is frozen, hashable (`digest`), saved in every bundle, and running it again repeats the run. Unknown keys are
+refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, plus `methods` and `stages`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from headstart.errors import SpecError, did_you_mean
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataSpec(_Section):
+    """Where the rows are and what their columns mean. Columns left out are inferred, and the inference is said."""
+
+    train: str | None = Field(None, description="csv, tsv, jsonl, parquet, saved Arrow data set, or folder of images")
+    validation: str | None = Field(None, description="rows to choose on; split off the training rows when left out")
+    test: str | None = Field(None, description="rows to report on; the report says so when there are none")
+    text: str | None = Field(None, description="the text column")
+    image: str | None = Field(None, description="the column of image paths or bytes")
+    label: str | tuple[str, ...] | None = Field(None, description="the label column, or several for many targets")
+    split: Literal["stratified", "random", "group", "time"] = "stratified"
+    group: str | None = Field(None, description="rows that share this column's value stay on one side of a split")
+    time: str | None = Field(None, description="rows are split in this column's order, the latest validate")
+    validation_fraction: float = Field(0.1, gt=0, lt=1)
+    test_fraction: float = Field(0.0, ge=0, lt=1, description="split off when no test file is given")
+    on_bad_row: Literal["error", "skip"] = "error"
+    encoding: str = "utf-8"
+    separator: str | None = Field(None, description="between the labels of one cell, for several labels a row")
+    per_class: int | None = Field(None, ge=1, description="keep this many training rows of each class")
+    fraction: float | None = Field(None, gt=0, le=1, description="keep this share of the training rows, by class")
+
+
+class TaskSpec(_Section):
+    """What is to be learned."""
+
+    name: str | None = Field(None, description="classification, multilabel or regression; inferred when left out")
+    class_weights: Literal["none", "balanced"] = "none"
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    focal_gamma: float = Field(0.0, ge=0, description="focal loss (Lin et al. 2017); 0 is cross-entropy")
+
+
+class BackboneSpec(_Section):
+    """The pretrained network."""
+
+    ref: str | None = Field(None, description="hf:, timm:, file: or pkg: reference; a default per modality when left out")
+    revision: str | None = None
+    pooling: Literal["cls", "mean", "attention"] | None = Field(None, description="as the model was trained if left out")
+    max_length: int | None = Field(None, ge=4, description="tokens kept of a text")
+    image_size: int | None = Field(None, ge=16, description="height and width in pixels")
+    pretrained: bool = Field(True, description="false starts from random weights: what `compare` calls scratch")
+    allow_pickle: bool = Field(False, description="read weights that are not safetensors")
+    trust_remote_code: bool = False
+
+
+class MethodSpec(_Section):
+    """A transfer method by public name with its options: `lora:r=8,alpha=16`."""
+
+    name: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, text: str) -> MethodSpec:
+        """From `name[:key=value,...]`; a bare key means true. Values are read as TOML values, else as strings."""
+        name, _, rest = text.partition(":")
+        if not name.strip():
+            raise SpecError(f"expected a method as name[:key=value,...], received '{text}'")
+        options: dict[str, Any] = {}
+        for part in filter(None, (piece.strip() for piece in _split_commas(rest))):
+            key, equals, value = part.partition("=")
+            options[key.strip().replace("-", "_")] = parse_value(value) if equals else True
+        return cls(name=name.strip(), options=options)
+
+    def __str__(self) -> str:
+        listed = ",".join(f"{key}={json.dumps(value)}" for key, value in self.options.items())
+        return f"{self.name}:{listed}" if listed else self.name
+
+
+class TrainingSpec(_Section):
+    """How the loop runs. Defaults that are None are chosen by the plan from the data and the backbone, and said."""
+
+    epochs: int | None = Field(None, ge=0)
+    batch_size: int | None = Field(None, ge=1, description="rows a micro-batch")
+    accumulate: int = Field(1, ge=1, description="micro-batches an optimiser step; equals the big batch")
+    learning_rate: float | None = Field(None, gt=0)
+    optimizer: Literal["adamw", "adam", "sgd", "lbfgs"] = Field(
+        "adamw", description="lbfgs solves a linear head exactly on cached features"
+    )
+    schedule: Literal["cosine", "linear", "constant", "one_cycle"] = "cosine"
+    warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
+    weight_decay: float = Field(0.01, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    batches: Literal["length", "pairs"] = Field(
+        "length", description="rows of like length together, or every row with another of its class"
+    )
+    task_weight: float = Field(1.0, ge=0, description="factor on the task's loss; 0 leaves the methods' penalties alone")
+    head_scale: float | None = Field(None, gt=0, description="the head's learning rate over the backbone's")
+    head: Literal["probe", "random"] = Field("probe", description="a fresh head starts from the frozen probe, or random")
+    patience: int | None = Field(3, ge=1, description="validations without a better metric before stopping")
+    metric: str | None = Field(None, description="what early stopping and the choice of weights compare")
+    checkpoint_every: float = Field(60.0, gt=0, description="seconds between saved states")
+    time_limit: float | None = Field(None, gt=0, description="seconds")
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+
+    @property
+    def batch_rows(self) -> int:
+        """The batch size, 32 when nobody chose one."""
+        return self.batch_size or 32
+
+    @field_validator("time_limit", mode="before")
+    @classmethod
+    def _seconds(cls, value: Any) -> Any:
+        return parse_duration(value) if isinstance(value, str) else value
+
+
+class StageSpec(_Section):
+    """One run of a sequence. It starts from the stage before it; what it leaves out is taken from the spec."""
+
+    name: str
+    methods: tuple[MethodSpec, ...] = ()
+    training: dict[str, Any] = Field(default_factory=dict, description="keys of `training` that differ in this stage")
+    task: dict[str, Any] = Field(default_factory=dict, description="options of `task` that differ in this stage")
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: Any) -> Any:
+        return _method_list(value)
+
+    @model_validator(mode="after")
+    def _known(self) -> StageSpec:
+        for given, section in ((self.training, TrainingSpec), (self.task, TaskSpec)):
+            for key in given:
+                if key not in section.model_fields:
+                    raise ValueError(f"unknown key '{key}' in stage '{self.name}': {did_you_mean(key, section.model_fields)}")
+        return self
+
+
+class Spec(_Section):
+    """The whole request. With neither `methods` nor `stages` the default recipe runs."""
+
+    data: DataSpec = DataSpec()
+    task: TaskSpec = TaskSpec()
+    backbone: BackboneSpec = BackboneSpec()
+    methods: tuple[MethodSpec, ...] | None = None
+    training: TrainingSpec = TrainingSpec()
+    stages: tuple[StageSpec, ...] = ()
+    keep: Literal["last", "best"] = Field("last", description="which stage's model is the result, by validation")
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _methods(cls, value: Any) -> Any:
+        return None if value is None else _method_list(value)
+
+    @model_validator(mode="after")
+    def _together(self) -> Spec:
+        if self.stages and self.methods is not None:
+            raise ValueError("give either methods or stages, not both: a stage lists its own methods")
+        names = [stage.name for stage in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stages need different names, received {names}")
+        if self.data.split in ("group", "time") and getattr(self.data, self.data.split) is None:
+            raise ValueError(f"data.split = '{self.data.split}' needs data.{self.data.split}, the column to split by")
+        return self
+
+    @classmethod
+    def make(cls, record: Mapping[str, Any] | None = None, sets: Sequence[str] = (), **flat: Any) -> Spec:
+        """Validate a nested mapping, `a.b=c` strings and dotted keyword paths (`training__epochs=3`) into a spec.
+
+        Raises SpecError naming the key, what was expected and, for unknown keys, the nearest known one.
+        """
+        tree: dict[str, Any] = json.loads(json.dumps(record)) if record else {}
+        for path, value in flat.items():
+            if value is not None:
+                _plant(tree, path.split("__"), value)
+        for text in sets:
+            path, equals, value = text.partition("=")
+            if not equals:
+                raise SpecError(f"expected --set section.key=value, received '{text}'")
+            _plant(tree, path.strip().split("."), parse_value(value))
+        try:
+            return cls.model_validate(tree)
+        except ValidationError as error:
+            raise SpecError(_sentence(error, cls)) from None
+
+    @classmethod
+    def read(cls, path: str | Path, sets: Sequence[str] = (), **flat: Any) -> Spec:
+        """From a TOML file, or the JSON that a bundle keeps. Relative data paths are kept as written."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+            record = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"cannot read the spec '{path}': {error}") from None
+        except ValueError as error:
+            raise SpecError(f"'{path}' is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+        if not isinstance(record, dict):
+            raise SpecError(f"'{path}' must hold a table of sections, received {type(record).__name__}")
+        if path.name == "bundle.json":
+            record = record.get("spec", {})
+        return cls.make(record, sets, **flat)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON from which `make` gives an equal spec."""
+        return self.model_dump(mode="json")
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the canonical JSON."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
+
+
+def parse_value(text: str) -> Any:
+    """A TOML value (`3`, `0.1`, `true`, `[1, 2]`, `"a b"`), else the text itself."""
+    text = text.strip()
+    if text.lower() in ("none", "null"):
+        return None
+    try:
+        return tomllib.loads(f"v = {text}")["v"]
+    except tomllib.TOMLDecodeError:
+        lowered = text.lower()
+        if lowered in ("true", "false"):
+            return lowered == "true"
+        try:
+            return float(text)
+        except ValueError:
+            return text
+
+
+def parse_duration(text: str) -> float:
+    """Seconds from '90', '90s', '10m', '1.5h'. Raises SpecError otherwise."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h)?\s*", text)
+    if not match:
+        raise SpecError(f"expected a duration such as 90s, 10m or 1.5h, received '{text}'")
+    return float(match[1]) * {None: 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def _split_commas(text: str) -> list[str]:
+    """Split at commas outside brackets and quotes."""
+    return re.findall(r"""(?:[^,\[\]"']|\[[^\]]*\]|"[^"]*"|'[^']*')+""", text)
+
+
+def _method_list(value: Any) -> Any:
+    if isinstance(value, str | Mapping | MethodSpec):
+        value = [value]
+    return [MethodSpec.parse(item) if isinstance(item, str) else item for item in value]
+
+
+def _plant(tree: dict[str, Any], path: list[str], value: Any) -> None:
+    for key in path[:-1]:
+        tree = tree.setdefault(key, {})
+        if not isinstance(tree, dict):
+            raise SpecError(f"'{'.'.join(path)}' cannot be set: '{key}' is a value, not a section")
+    tree[path[-1]] = value
+
+
+def _sections(cls: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    found: dict[str, type[BaseModel]] = {}
+    for name, info in cls.model_fields.items():
+        for kind in (info.annotation, *get_args(info.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                found[name] = kind
+    return found
+
+
+def _sentence(error: ValidationError, root: type[BaseModel]) -> str:
+    """The first problem as one sentence, with did-you-mean for unknown keys."""
+    problem = error.errors(include_url=False)[0]
+    path = [str(part) for part in problem["loc"]]
+    where = ".".join(path)
+    if problem["type"] == "extra_forbidden":
+        section: type[BaseModel] = root
+        for part in path[:-1]:
+            section = _sections(section).get(part, section)
+        known = list(section.model_fields)
+        owners = [f"{name}.{path[-1]}" for name, kind in _sections(root).items() if path[-1] in kind.model_fields]
+        if len(path) == 1 and owners:
+            return f"unknown key '{where}': did you mean '{owners[0]}'?"
+        return f"unknown key '{where}': {did_you_mean(path[-1], known)}"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not path or problem["type"] == "value_error":
+        return message
+    return f"{where}: {message[0].lower()}{message[1:]}, received {problem.get('input')!r}"

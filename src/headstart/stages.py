@@ -1,0 +1,255 @@
+"""A sequence of runs on one model: each stage starts from the one before it, and its result can be kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headstart import catalog, inference, planning, probe, tasks
+from headstart.encoded import Encoded, seed_of
+from headstart.errors import MethodError, SpecError, did_you_mean
+from headstart.hooks import Hooks
+from headstart.loop import Listener, Loop
+from headstart.model import Model
+from headstart.protocols import Method, Modality, Task
+from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
+
+PROBE_ROWS = 20_000
+"""Rows that a fresh head's probe is solved on at most: more changes a linear head little and costs a pass each."""
+
+
+@dataclass
+class StageResult:
+    """What a stage leaves. score: the validation metric, or across folds for an exact probe without validation rows."""
+
+    name: str
+    score: float | None
+    seconds: float
+    rows_trained: int
+    trainable: int
+    stopped: str
+    history: list[dict[str, float]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return dataclasses.asdict(self)
+
+
+def make_methods(specs: tuple[MethodSpec, ...]) -> dict[str, Method]:
+    """Methods by public name. Raises MethodError for an unknown name or option, or a name given twice."""
+    found: dict[str, Method] = {}
+    for spec in specs:
+        if spec.name in found:
+            raise MethodError(f"method '{spec.name}' is listed twice: give its options together, as {spec.name}:a=1,b=2")
+        try:
+            cls = catalog.find("methods", spec.name)
+        except SpecError as error:
+            raise MethodError(str(error)) from None
+        known = [item.name for item in dataclasses.fields(cls) if item.init]
+        for key in spec.options:
+            if key not in known:
+                raise MethodError(f"method '{spec.name}' has no option '{key}': {did_you_mean(key, known)}")
+        try:
+            found[spec.name] = cls(**spec.options)
+        except TypeError as error:
+            raise MethodError(f"method '{spec.name}' cannot take {spec.options}: {error}") from None
+    return found
+
+
+@dataclass
+class Stages:
+    """Runs stages on one model and remembers frozen features while the backbone has not changed."""
+
+    spec: Spec
+    task: Task
+    modality: Modality
+    model: Model
+    train_rows: Encoded
+    validation: Encoded | None
+    labels: list[Any]
+    device: torch.device
+    fresh_head: bool = True
+    untouched: bool = True
+    """Whether the backbone still has the weights it was loaded with, so that cached features hold."""
+
+    listen: Listener = lambda event, figures: None
+    methods: dict[str, Method] = field(default_factory=dict)
+    remaining: list[MethodSpec] = field(default_factory=list)
+    files: dict[str, bytes] = field(default_factory=dict)
+    features: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def training(self, stage: StageSpec) -> TrainingSpec:
+        """The run's training section with the stage's changes."""
+        return TrainingSpec.model_validate({**self.spec.training.model_dump(), **stage.training})
+
+    def stage_task(self, stage: StageSpec) -> Task:
+        """The task with the stage's loss options."""
+        return make_task(self.task.name, self.labels, TaskSpec.model_validate({**self.spec.task.model_dump(), **stage.task}))
+
+    def check(self, stage: StageSpec) -> tuple[dict[str, Method], Hooks]:
+        """Methods and their legality, before anything is spent."""
+        methods = make_methods(stage.methods)
+        hooks = Hooks(methods, self.stage_task(stage), self.modality, seed_of(self.spec.training.seed, stage.name))
+        training = self.training(stage)
+        if training.optimizer == "lbfgs" and (len(methods) != 1 or getattr(methods.get("freeze"), "probe", False) is not True):
+            raise SpecError(
+                f"stage '{stage.name}': optimizer = 'lbfgs' solves a linear head on frozen features, so its one method "
+                f"must be freeze:probe; received {[str(m) for m in stage.methods]}"
+            )
+        if training.metric is not None:
+            self._check_metric(training.metric)
+        return methods, hooks
+
+    def _check_metric(self, metric: str) -> None:
+        rows = np.zeros((2, self.task.outputs)), np.zeros(2, dtype=np.int64)
+        if self.task.name != "classification":
+            rows = np.eye(2, self.task.outputs), np.eye(2, self.task.outputs, dtype=np.float32)
+        known = self.task.measure(self.task.scores(torch.from_numpy(rows[0]).float()).numpy(), rows[1])
+        if metric not in known:
+            raise SpecError(f"training.metric '{metric}' is not measured for {self.task.name}: {did_you_mean(metric, known)}")
+
+    def run(self, stage: StageSpec, *, checkpoint: Path | None, identity: str, resume: bool, deadline: float | None) -> StageResult:
+        """Do one stage. `self.model` is the result."""
+        started = time.monotonic()
+        methods, hooks = self.check(stage)
+        training = self.training(stage)
+        torch.manual_seed(seed_of(training.seed, stage.name, "start"))
+        result = self._probe(stage, training) if training.optimizer == "lbfgs" else None
+        if result is None:
+            result = self._learn(stage, training, methods, hooks, checkpoint, identity, resume, deadline)
+        self.methods = methods
+        for name, method in methods.items():
+            if method.remains():
+                self.remaining.append(MethodSpec(name=name, options=method.options()))
+            self.files.update(method.artefacts())
+        self.fresh_head = False
+        result.seconds = time.monotonic() - started
+        return result
+
+    def _probe(self, stage: StageSpec, training: TrainingSpec) -> StageResult:
+        found = self._solve(training)
+        head = nn.Linear(self.model.backbone.width, self.task.outputs)
+        with torch.no_grad():
+            head.weight.copy_(found.weight)
+            head.bias.copy_(found.bias)
+        self.model.head = head.to(self.device)
+        details = {"c": found.c, "chosen_on": "validation" if self.validation is not None else f"{probe.FOLDS} folds"}
+        trainable = sum(p.numel() for p in head.parameters())
+        return StageResult(stage.name, found.score, 0.0, len(self.train_rows), trainable, "solved", details=details)
+
+    def _solve(self, training: TrainingSpec) -> probe.Probe:
+        targets = self.train_rows.targets
+        if targets is None:
+            raise SpecError("a probe needs labels")
+        rows = self.train_rows
+        features, validation = self._features("train", rows), None
+        if self.validation is not None and self.validation.targets is not None:
+            validation = (self._features("validation", self.validation), self.validation.targets)
+        if len(rows) > PROBE_ROWS and self.fresh_head and training.optimizer != "lbfgs":
+            chosen = np.random.default_rng(training.seed).choice(len(rows), PROBE_ROWS, replace=False)
+            features, targets = features[chosen], targets[torch.from_numpy(chosen)]
+        return probe.fit(features, targets, self.task, validation, seed=training.seed, metric=training.metric)
+
+    def _features(self, name: str, rows: Encoded) -> np.ndarray:
+        if not self.untouched:
+            return inference.pooled(self.model.backbone, rows)
+        if name not in self.features:
+            self.features[name] = inference.pooled(self.model.backbone, rows)
+        return self.features[name]
+
+    def _learn(
+        self,
+        stage: StageSpec,
+        training: TrainingSpec,
+        methods: Mapping[str, Method],
+        hooks: Hooks,
+        checkpoint: Path | None,
+        identity: str,
+        resume: bool,
+        deadline: float | None,
+    ) -> StageResult:
+        details: dict[str, Any] = {}
+        if self.fresh_head and training.head == "probe":
+            if not (resume and checkpoint is not None and checkpoint.exists()):
+                start = self._probe(stage, training)
+                details["head"] = {"start": "probe", "score": start.score, **start.details}
+            training = training.model_copy(update={"head": "probe"})
+        elif not self.fresh_head:
+            training = training.model_copy(update={"head": "probe"})
+        epochs = planning.choose_epochs(training, len(self.train_rows))
+        rate = planning.choose_rate(training, methods, self.modality.name)
+        bf16 = planning.choose_bf16(training.precision, self.device)
+        if deadline is not None:
+            left = max(1.0, deadline - time.monotonic())
+            row = planning.measure(self.model, self.train_rows, training, bf16=bf16, backward=True)
+            epochs = max(1, min(epochs, int(left / max(1e-9, row * len(self.train_rows)))))
+            training = training.model_copy(update={"time_limit": left})
+        loop = Loop(
+            self.model, hooks, self.train_rows, self.validation, training, epochs, rate, self.device,
+            bf16=bf16, checkpoint=checkpoint, identity=identity, listen=self.listen,
+        )  # fmt: skip
+        trained = loop.train(resume=resume)
+        self.model = trained.model  # type: ignore[assignment]
+        learned = sum(p.numel() for p in loop.optimiser.parameters)
+        self.untouched = self.untouched and not any(p is q for p in loop.optimiser.parameters for q in self.model.backbone.parameters())
+        score = self._score(training)
+        details |= {"epochs": epochs, "learning_rate": rate, "precision": "bf16" if bf16 else "fp32"}
+        return StageResult(
+            stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
+            trained.history, trained.notes, details,
+        )  # fmt: skip
+
+    def _score(self, training: TrainingSpec) -> float | None:
+        if self.validation is None or self.validation.targets is None:
+            return None
+        scores = self.task.scores(torch.from_numpy(inference.outputs(self.model, self.validation)))
+        return self.task.measure(scores.numpy(), self.validation.targets.numpy())[training.metric or self.task.metric]
+
+    def describe(self, stages: tuple[StageSpec, ...], row_seconds: Callable[[bool, TrainingSpec], float] | None) -> list[planning.StagePlan]:
+        """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed."""
+        import copy
+
+        found = []
+        for stage in stages:
+            methods, hooks = self.check(stage)
+            training = self.training(stage)
+            trial: nn.Module = copy.deepcopy(self.model)
+            trial = hooks.adapt(trial)
+            learning = {id(p): p for group in hooks.groups(trial) for p in group.parameters}
+            learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr, operator]
+            bf16 = planning.choose_bf16(training.precision, self.device)
+            exact = training.optimizer == "lbfgs"
+            found.append(
+                planning.describe_stage(
+                    stage.name, methods, training,
+                    rows=len(self.train_rows),
+                    epochs=planning.choose_epochs(training, len(self.train_rows)),
+                    rate=planning.choose_rate(training, methods, self.modality.name),
+                    trainable=sum(p.numel() for p in learning.values()),
+                    total=sum(p.numel() for p in trial.parameters()),
+                    bf16=bf16,
+                    row_seconds=row_seconds(not exact, training) if row_seconds else None,
+                )  # fmt: skip
+            )
+        return found
+
+
+def make_task(name: str, labels: list[Any], options: TaskSpec) -> Task:
+    """The task fitted to the training labels, with only the options that differ from their defaults."""
+    chosen = {k: v for k, v in options.model_dump().items() if k != "name" and v != TaskSpec.model_fields[k].default}
+    return tasks.fit(name, labels, **chosen)
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of all weights in main memory."""
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

@@ -1,0 +1,163 @@
+"""The values that travel between the rooms. They hold data; they do no work and import no heavy library.
+
+Shape legend, used in every docstring of the project:
+
+    N   rows in a batch                 T   tokens of the longest row in the batch
+    D   width of the pooled features    V   width of a token embedding
+    K   width of the head's output      C, H, W   channels, height, width of a picture
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Rows to be mixed after pooling: pooled <- share * pooled + (1 - share) * pooled[partner].
+
+    partner: (N,) int64, share: (N,) float32 in [0, 1].
+    """
+
+    partner: Tensor
+    share: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Frozen tensors of N rows. A hook that wants another batch makes one with `replace`.
+
+    inputs: what the modality collated. Text: `input_ids` (N,T) int64, `attention_mask` (N,T) int64 (and
+        `token_type_ids` where the tokenizer makes them). Image: `pixels` (N,C,H,W) float32 in [0, 1], not yet
+        normalised (the backbone does that).
+    labels: the task's targets: (N,) int64 for classes, (N,K) float32 for mixed classes, several labels or
+        regression; None when rows are unlabelled.
+    weight: (N,) float32, what each row counts in the loss.
+    origin: (N,) int64, which domain, task or memory a row came from (0 unless something says otherwise).
+    row: (N,) int64, the row's index in its split, -1 for a row that stands in none.
+    shift: added to the continuous input before the network sees it: token embeddings (N,T,V) or pixels (N,C,H,W).
+    mix: rows to be mixed after pooling.
+    """
+
+    inputs: Mapping[str, Tensor]
+    labels: Tensor | None
+    weight: Tensor
+    origin: Tensor
+    row: Tensor
+    shift: Tensor | None = None
+    mix: Mix | None = None
+
+    def __len__(self) -> int:
+        return int(self.weight.shape[0])
+
+    def replace(self, **changes: Any) -> Batch:
+        """A new batch with these fields changed."""
+        return replace(self, **changes)
+
+    def to(self, device: Any) -> Batch:
+        """The same batch on another device."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        mix = None if self.mix is None else Mix(self.mix.partner.to(device), self.mix.share.to(device))
+        return replace(
+            self,
+            inputs={name: value.to(device, non_blocking=True) for name, value in self.inputs.items()},
+            labels=move(self.labels),
+            weight=self.weight.to(device),
+            origin=self.origin.to(device),
+            row=self.row.to(device),
+            shift=move(self.shift),
+            mix=mix,
+        )
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone returns.
+
+    pooled: (N,D), one vector a row, pooled as the backbone was trained.
+    tokens: (N,T,D) with mask (N,T), where the backbone has tokens (text, vision transformers).
+    map: (N,C,H,W), where the backbone is convolutional.
+    """
+
+    pooled: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+    map: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """What a penalty sees of one micro-batch. losses: (N,), outputs: (N,K), features as above."""
+
+    batch: Batch
+    features: Features
+    outputs: Tensor
+    losses: Tensor
+    model: nn.Module
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that learn at `lr_scale` times the run's learning rate."""
+
+    parameters: tuple[nn.Parameter, ...]
+    lr_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands. Steps are optimiser steps, counted from 0; epochs too."""
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+
+    @property
+    def fraction(self) -> float:
+        """The share of the run that is done, in [0, 1]."""
+        return self.step / max(1, self.steps)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something a check found in the data. `level` is 'error', 'warning' or 'note'."""
+
+    level: str
+    code: str
+    message: str
+    rows: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class RowCount:
+    """read = trained + validated + tested + dropped, always; `dropped` maps a reason to a count."""
+
+    read: int
+    trained: int
+    validated: int
+    tested: int
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The five counts as plain JSON."""
+        return {
+            "read": self.read,
+            "trained": self.trained,
+            "validated": self.validated,
+            "tested": self.tested,
+            "dropped": dict(self.dropped),
+        }
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether every row that was read is accounted for."""
+        return self.read == self.trained + self.validated + self.tested + sum(self.dropped.values())

@@ -1,0 +1,114 @@
+"""The verbs that take files: plan a run, predict a file, evaluate a bundle on labelled rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from headstart import data
+from headstart.adapt import make_spec, prepare
+from headstart.bundle import Bundle, load
+from headstart.errors import BadInput, DataError, did_you_mean
+from headstart.planning import Plan
+
+CHUNK = 8192
+"""Rows answered at a time: long enough to sort by length, short enough to keep memory flat."""
+
+
+def plan(train: Any = None, **asked: Any) -> Plan:
+    """What `fit` with the same arguments would do; nothing is trained or written."""
+    return prepare(make_spec(train, **asked)).plan()
+
+
+def predict(bundle: Bundle | str | Path, path: str | Path, out: str | Path) -> int:
+    """Answer every row of a file: its columns, `prediction` and the score columns go to `out`; returns the row count.
+
+    `out` ends in .csv, .tsv, .jsonl or .parquet and is written whole or not at all. Raises DataError for a missing
+    column or a row that cannot be read.
+    """
+    model = bundle if isinstance(bundle, Bundle) else load(bundle, report=False)
+    out = Path(out)
+    data.check_output(out)
+    rows = data.load_unlabelled(path, _columns(model))
+    clash = [name for name in rows.table.column_names if name == "prediction"]
+    if clash:
+        raise DataError(f"'{path}' already has a column 'prediction'; rename it, so that nothing is lost")
+    return data.write_table(_answers(model, rows), out)
+
+
+def _answers(model: Bundle, rows: data.Part) -> Iterator[pa.Table]:
+    inputs = rows.inputs()
+    for start in range(0, max(1, len(rows)), CHUNK):
+        part = rows.table.slice(start, CHUNK)
+        decoded = model.decode([inputs[i] for i in range(start, min(len(rows), start + CHUNK))])
+        part = part.append_column("prediction", pa.array(decoded.prediction))
+        for name, values in decoded.scores.items():
+            part = part.append_column(name, pa.array(np.asarray(values)))
+        yield part
+
+
+def _columns(model: Bundle) -> data.Columns:
+    return data.Columns.from_json(model.record["columns"])
+
+
+def evaluate(
+    bundle: Bundle | str | Path,
+    path: str | Path,
+    *,
+    slices: Sequence[str] = (),
+    on_bad_row: str = "error",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Measure a bundle on labelled rows: metrics with intervals, per class, calibration, slices, worst mistakes.
+
+    slices: columns of the file; every value of each is measured by itself. Raises DataError for a missing column, BadInput
+    for labels that the model does not know.
+    """
+    from headstart.evaluate import measure_split
+
+    model = bundle if isinstance(bundle, Bundle) else load(bundle, report=False)
+    rows = data.load_labelled(path, _columns(model), on_bad_row=on_bad_row)
+    values: dict[str, list[Any]] = {}
+    for name in slices:
+        if name not in rows.table.column_names:
+            raise DataError(f"there is no column '{name}' to slice by in '{path}': {did_you_mean(name, rows.table.column_names)}")
+        values[name] = rows.column(name)
+    if len(rows) == 0:
+        raise BadInput(f"'{path}' has no rows to evaluate on")
+    inputs = rows.inputs()
+    targets = model.task.encode(rows.labels())
+    outputs = model.outputs([inputs[i] for i in range(len(rows))])
+    scores = model.task.scores(torch.from_numpy(outputs), model.temperature).numpy()
+    measured = measure_split(
+        model.task, scores, targets.numpy(), inputs=inputs, row_ids=rows.source_rows, slices=values, seed=seed
+    )
+    return {"task": model.task.name, "labels": list(model.labels), "rows": len(rows), **measured}
+
+
+def summary_table(metrics: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str]]:
+    """Metric names with value and interval, for the terminal."""
+    found = []
+    for name, entry in metrics.items():
+        text = f"{entry['value']:.4f}"
+        if entry.get("low") is not None:
+            text += f"  [{entry['low']:.4f}, {entry['high']:.4f}]"
+        found.append((name, text))
+    return found
+
+
+def slice_lines(values: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One line a value of a slice column, for the terminal."""
+    found = []
+    for entry in values:
+        if entry["score"] is None:
+            found.append(f"{entry['value']}: {entry['rows']} rows, not measurable")
+            continue
+        interval = "" if entry["low"] is None else f" [{entry['low']:.4f}, {entry['high']:.4f}]"
+        remark = " worse than the whole" if entry["worse"] else " few rows" if entry["small"] else ""
+        found.append(f"{entry['value']}: {entry['metric']} {entry['score']:.4f}{interval} on {entry['rows']} rows{remark}")
+    return found

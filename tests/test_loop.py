@@ -1,0 +1,178 @@
+"""The loop: accumulation, the update rules, early stopping, kept weights, modes, determinism."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from tiny import make_loop, make_rows
+from torch import nn
+
+from headstart.errors import HeadstartError, MethodError
+from headstart.loop import Loop
+from headstart.protocols import Context, Method
+from headstart.values import Batch, Group, View
+
+
+def weights(loop: Loop) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in loop.model.state_dict().items()}
+
+
+def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("count", [64, 61])
+def test_accumulation_equals_the_big_batch(count: int) -> None:
+    """Partial last window and row weights included; rows of one length, so that both cut the same batches."""
+    rows = make_rows(count, same_length=True)
+    rows.weight[:] = torch.rand(count, generator=torch.Generator().manual_seed(1)) + 0.1
+    results = []
+    for batch_size, accumulate in ((16, 1), (4, 4)):
+        loop = make_loop(rows=rows, dropout=0.0, batch_size=batch_size, accumulate=accumulate, optimizer="sgd")
+        order = np.arange(count)
+        loop._plan = lambda epoch, size=batch_size: [  # type: ignore[method-assign]
+            (order[i : i + size], 1.0) for i in range(0, count, size)
+        ]
+        loop.train()
+        results.append(weights(loop))
+        steps = loop.steps_done
+    assert steps == 2 * -(-count // 16)
+    assert largest_difference(*results) < 1e-6
+
+
+def test_same_seed_same_numbers_and_another_seed_others() -> None:
+    runs = []
+    for seed in (0, 0, 1):
+        loop = make_loop(seed=seed)
+        loop.train()
+        runs.append(weights(loop))
+    assert largest_difference(runs[0], runs[1]) == 0
+    assert largest_difference(runs[0], runs[2]) > 0
+
+
+def test_training_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    loop = make_loop()
+    state = torch.get_rng_state()
+    loop.train()
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_it_learns() -> None:
+    loop = make_loop(rows=make_rows(256), validation=make_rows(128, seed=1), epochs=6)
+    result = loop.train()
+    assert result.best is not None
+    assert result.best > 0.8
+    assert result.rows_trained == 256 * len(result.history)
+
+
+def test_the_best_weights_are_kept_and_patience_stops() -> None:
+    loop = make_loop(validation=make_rows(64, seed=1), epochs=20, patience=2, learning_rate=0.5, clip=None)
+    result = loop.train()
+    scores = [entry["accuracy"] for entry in result.history]
+    assert result.best == max(scores)
+    assert len(scores) < 20
+    assert "no better validation" in result.stopped
+    assert loop._validate(loop.model) == result.best
+
+
+@dataclass
+class HeadOnly(Method):
+    def groups(self, model: nn.Module, ctx: Context) -> list[Group]:
+        return []
+
+
+def test_nothing_but_the_head_learns_and_the_backbone_runs_as_at_inference() -> None:
+    loop = make_loop({"head": HeadOnly()}, dropout=0.5)
+    before = weights(loop)
+    modes = []
+    loop.listen = lambda event, figures: modes.append(loop.model.backbone.network.layers[0].training)
+    loop.train()
+    after = weights(loop)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head.weight", "head.bias"}
+    assert not any(modes)
+
+
+@dataclass
+class Idle(Method):
+    def transform(self, batch: Batch, ctx: Context) -> Batch:
+        return batch
+
+
+@dataclass
+class ZeroPenalty(Method):
+    name_: str = "nothing"
+
+    def penalty(self, view: View, ctx: Context) -> dict[str, torch.Tensor]:
+        return {self.name_: view.outputs.sum() * 0}
+
+
+def test_a_method_that_changes_nothing_is_reported_by_name() -> None:
+    result = make_loop({"idle": Idle(), "zero": ZeroPenalty()}).train()
+    assert [note.split("'")[1] for note in result.notes] == ["idle", "zero"]
+
+
+def test_two_penalties_of_one_name_are_refused() -> None:
+    with pytest.raises(MethodError, match="'a' and 'b' both report a penalty called 'nothing'"):
+        make_loop({"a": ZeroPenalty(), "b": ZeroPenalty()}).train()
+
+
+def test_two_owners_of_an_exclusive_hook_are_refused_at_construction() -> None:
+    with pytest.raises(MethodError, match="'a' and 'b' cannot share a run: each decides which parameters learn"):
+        make_loop({"a": HeadOnly(), "b": HeadOnly()})
+
+
+@dataclass
+class LosesOrigin(Method):
+    def transform(self, batch: Batch, ctx: Context) -> Batch:
+        return batch.replace(origin=batch.origin + 7)
+
+
+def test_a_transform_must_keep_origin_true() -> None:
+    with pytest.raises(MethodError, match="'liar' returned a batch whose 'origin'"):
+        make_loop({"liar": LosesOrigin()}).train()
+
+
+@dataclass
+class Twice(Method):
+    """Makes two passes; the prior must be counted once all the same."""
+
+    def backward(self, batch: Batch, loss_of, ctx: Context) -> torch.Tensor:  # type: ignore[no-untyped-def]
+        loss = loss_of(batch) * 0
+        ctx.backward(loss)
+        loss = loss_of(batch) * 0
+        ctx.backward(loss)
+        return loss.detach()
+
+
+@dataclass
+class Pull(Method):
+    def prior(self, model: nn.Module, ctx: Context) -> dict[str, torch.Tensor]:
+        return {"pull": model.head.bias.sum()}
+
+
+def test_a_prior_is_counted_once_however_many_passes_and_micro_batches() -> None:
+    loop = make_loop(
+        {"twice": Twice(), "pull": Pull()}, rows=make_rows(16), batch_size=8, accumulate=2, epochs=1,
+        optimizer="sgd", momentum=0.0, schedule="constant", warmup=0.0, weight_decay=0.0, clip=None,
+    )  # fmt: skip
+    before = loop.model.head.bias.detach().clone()
+    loop.train()
+    assert torch.allclose(before - loop.model.head.bias, torch.full((3,), 1e-2), atol=1e-7)
+
+
+def test_a_loss_that_is_not_a_number_says_what_to_do() -> None:
+    with pytest.raises(HeadstartError, match=r"the loss is (nan|inf).*lower learning rate"):
+        make_loop(learning_rate=1e30, clip=None, epochs=5).train()
+
+
+def test_a_time_limit_ends_the_run_with_a_usable_model() -> None:
+    loop = make_loop(time_limit=1e-6, epochs=50)
+    result = loop.train()
+    assert result.stopped == "time limit reached"
+    assert loop.steps_done == 1

@@ -1,0 +1,60 @@
+"""The probe against scikit-learn's solvers."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from headstart import probe, tasks
+
+
+def problem(rows: int = 300, width: int = 20, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(classes, width))
+    y = generator.integers(classes, size=rows)
+    return (centres[y] + generator.normal(size=(rows, width)) * 1.5).astype(np.float32), y
+
+
+def test_the_solution_is_logistic_regression() -> None:
+    x, y = problem()
+    task = tasks.fit("classification", [str(value) for value in y])
+    weight, bias = probe.solve(torch.from_numpy(x).double(), torch.from_numpy(y), task, 10.0)
+    centred = x - x.mean(0)
+    scale = np.sqrt((centred**2).sum(1).mean())
+    reference = LogisticRegression(C=10.0, max_iter=5000, tol=1e-10).fit(centred / scale, y)
+    ours = torch.softmax(torch.from_numpy(x).double() @ weight.T + bias, 1).numpy()
+    assert np.abs(ours - reference.predict_proba(centred / scale)).max() < 1e-3
+
+
+def test_for_regression_it_is_ridge() -> None:
+    x, _ = problem()
+    y = (x[:, 0] * 2 + x[:, 1] + np.random.default_rng(1).normal(size=len(x))).astype(np.float64)
+    task = tasks.fit("regression", y.tolist())
+    weight, bias = probe.solve(torch.from_numpy(x).double(), task.encode(y.tolist()), task, 10.0)
+    found = task.scores((torch.from_numpy(x).double() @ weight.T + bias).float()).numpy()[:, 0]
+    centred = x - x.mean(0)
+    z = centred / np.sqrt((centred**2).sum(1).mean())
+    # mean squared error + l2/2 |W|^2 is n times Ridge's objective for alpha = n * l2 / 2.
+    reference = Ridge(alpha=1 / (2 * 10.0)).fit(z, y).predict(z)
+    assert np.abs(found - reference).max() < 1e-2
+
+
+def test_strength_is_chosen_on_validation_rows_or_across_folds() -> None:
+    x, y = problem()
+    task = tasks.fit("classification", [str(value) for value in y])
+    targets = torch.from_numpy(y)
+    held = probe.fit(x[:200], targets[:200], task, (x[200:], targets[200:]))
+    assert held.held_out.shape == (100, 4)
+    assert held.score == float((held.held_out.argmax(1) == targets[200:]).double().mean())
+    crossed = probe.fit(x[:40], targets[:40], task)
+    assert crossed.held_out.shape == (40, 4)
+    assert crossed.c in probe.STRENGTHS
+    assert 0.3 < crossed.score < 1.0
+
+
+def test_folds_hold_every_row_out_once_and_spread_classes() -> None:
+    targets = torch.tensor([0] * 10 + [1] * 5)
+    held = [rows for _, rows in probe.folds(targets, 5, 0)]
+    assert sorted(torch.cat(held).tolist()) == list(range(15))
+    assert all(int((targets[rows] == 1).sum()) == 1 for rows in held)

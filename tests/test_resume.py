@@ -1,0 +1,91 @@
+"""A run killed at any moment and resumed ends with the weights of the run that was left alone."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import make_loop, make_rows
+
+from headstart.errors import BundleError, Interrupted
+from headstart.methods.ema import EMA
+from headstart.methods.mixup import Mixup
+from headstart.state import load_state, save_state
+
+KILLS = 20
+SETTINGS = {"epochs": 6, "accumulate": 2, "checkpoint_every": 1e-4, "patience": None}
+
+
+def run(checkpoint: Path | None, *, resume: bool = False, pause: float = 0.0) -> dict[str, torch.Tensor]:
+    """A run with everything that has a state: dropout, moments, an average, draws, a best validation."""
+    torch.set_num_threads(1)
+    methods = {"mixup": Mixup(alpha=0.4), "ema": EMA(decay=0.9)}
+    loop = make_loop(methods, rows=make_rows(96), validation=make_rows(48, seed=1), checkpoint=checkpoint, **SETTINGS)
+    loop.listen = lambda event, figures: time.sleep(pause)
+    return {name: value.clone() for name, value in loop.train(resume=resume).model.state_dict().items()}
+
+
+def child(checkpoint: Path, resume: bool) -> None:
+    run(checkpoint, resume=resume, pause=0.01)
+
+
+def test_killed_at_random_moments_and_resumed_gives_identical_weights(tmp_path: Path) -> None:
+    expected = run(None)
+    torch.set_num_threads(1)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    draws = random.Random(0)
+    fork = multiprocessing.get_context("fork")
+    kills = 0
+    while kills < KILLS:
+        process = fork.Process(target=child, args=(checkpoint, checkpoint.exists()))
+        process.start()
+        process.join(draws.uniform(0.05, 0.4))
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += 1
+        else:
+            assert process.exitcode == 0
+            checkpoint.unlink()
+    found = run(checkpoint, resume=True)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_sigint_saves_the_state_and_resume_goes_on(tmp_path: Path) -> None:
+    expected = run(None)
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    threading.Timer(0.15, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(Interrupted, match="go on with --resume"):
+        run(checkpoint, pause=0.02)
+    found = run(checkpoint, resume=True)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_the_state_of_another_run_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    loop = make_loop(checkpoint=checkpoint, checkpoint_every=1e-9)
+    loop.train()
+    other = make_loop(checkpoint=checkpoint)
+    other.identity = "another"
+    with pytest.raises(BundleError, match="another spec or other data"):
+        other.train(resume=True)
+
+
+def test_a_cut_short_state_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(path, {"a": torch.arange(3), "b": {"c": [1, torch.ones(2)], "d": None}})
+    loaded = load_state(path)
+    assert torch.equal(loaded["a"], torch.arange(3))
+    assert loaded["b"]["c"][0] == 1
+    assert torch.equal(loaded["b"]["c"][1], torch.ones(2))
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(BundleError, match="cannot be read"):
+        load_state(path)
