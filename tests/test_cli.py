@@ -130,7 +130,7 @@ def test_listings(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
         (["fit", "{train}", "--backbone", "hff:bert"], "hf"),
         (["fit", "{train}", "--time-limit", "soon"], "expected a duration"),
         (["fit", "{train}", "--epochs", "-1"], "epochs"),
-        (["fit", "{train}", "--epochs", "three"], "three"),
+        (["fit", "{train}", "--epochs", "three"], "valid integer"),
         (["fit", "{train}", "--set", "training.metric=acuracy"], "did you mean 'accuracy'"),
         (["fit", "missing.csv"], "missing.csv"),
         (["fit", "--spec", "missing.toml"], "missing.toml"),

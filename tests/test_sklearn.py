@@ -10,13 +10,16 @@ from sklearn.base import clone
 from sklearn.datasets import load_digits
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.utils.estimator_checks import (
+    check_do_not_raise_errors_in_init_or_set_params,
     check_estimator_cloneable,
-    check_estimator_get_tags_default_keys,
     check_estimator_repr,
     check_get_params_invariance,
+    check_estimator_tags_renamed,
+    check_mixin_order,
     check_no_attributes_set_in_init,
     check_parameters_default_constructible,
     check_set_params,
+    check_valid_tag_types,
 )
 
 import headstart as hs
@@ -33,9 +36,9 @@ def estimator(tiny_bert: Path) -> hs.sklearn.TransferClassifier:
 @pytest.mark.parametrize(
     "check",
     [
-        check_estimator_cloneable, check_estimator_get_tags_default_keys, check_estimator_repr,
+        check_estimator_cloneable, check_estimator_repr, check_do_not_raise_errors_in_init_or_set_params,
         check_get_params_invariance, check_no_attributes_set_in_init, check_parameters_default_constructible,
-        check_set_params,
+        check_set_params, check_mixin_order, check_valid_tag_types, check_estimator_tags_renamed,
     ],
 )  # fmt: skip
 def test_scikit_learns_own_checks_that_take_no_numeric_table(check) -> None:  # type: ignore[no-untyped-def]

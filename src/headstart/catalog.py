@@ -81,26 +81,39 @@ def _plugs(node: ast.ClassDef, kind: str) -> bool:
 
 
 def _foreign_doc(target: str) -> str:
-    """The docstring of a third party's class, read from its source without importing it."""
+    """The docstring of a third party's class, read from its source without importing it; empty when it cannot be."""
     module, _, attribute = target.partition(":")
     try:
         spec = find_spec(module)
-    except ModuleNotFoundError:
+        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+            return ""
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    except Exception:  # a package that is broken must not take the listing of all others with it
         return ""
-    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-        return ""
-    for node in ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body:
+    for node in tree.body:
         if isinstance(node, ast.ClassDef) and node.name == attribute:
             return ast.get_docstring(node) or ""
     return ""
 
 
 def find(kind: str, name: str) -> type[Any]:
-    """The class of a plug-in by its public name. Raises SpecError with the nearest known name."""
+    """The class of a plug-in by its public name.
+
+    Raises SpecError with the nearest known name, or naming the third party whose plug-in cannot be imported.
+    """
     known = entries(kind)
     if name not in known:
         raise SpecError(f"no {_singular(kind)} is called '{name}': {did_you_mean(name, known)}")
-    return known[name].load()
+    entry = known[name]
+    try:
+        return entry.load()
+    except (ImportError, AttributeError, SyntaxError) as error:
+        if entry.source == "headstart":
+            raise
+        raise SpecError(
+            f"the {_singular(kind)} '{name}' of {entry.source} cannot be imported ({error}): "
+            f"update or uninstall {entry.source}"
+        ) from error
 
 
 def _singular(kind: str) -> str:

@@ -24,6 +24,9 @@ FEW = 32
 FEW_STEPS = 20
 """Steps of the contrastive stage."""
 
+FEW_BATCH = 16
+"""Rows a batch of it: as good as 32 over three sets' validation rows, at half the cost."""
+
 PROBE = StageSpec(
     name="probe",
     methods=(MethodSpec(name="freeze", options={"probe": True}),),
@@ -55,7 +58,8 @@ def _single(spec: Spec, methods: tuple[MethodSpec, ...]) -> StageSpec:
 
 
 def _contrast(spec: Spec, rows: int) -> StageSpec:
-    epochs = math.ceil(FEW_STEPS / math.ceil(rows / spec.training.batch_rows))
+    size = spec.training.batch_size or FEW_BATCH
+    epochs = math.ceil(FEW_STEPS / math.ceil(rows / size))
     return StageSpec(
         name="contrast",
         methods=(
@@ -63,7 +67,7 @@ def _contrast(spec: Spec, rows: int) -> StageSpec:
             MethodSpec(name="contrast", options={"kind": "cosine", "strength": 1.0}),
         ),
         training={
-            **_unset(spec, {"epochs": epochs, "learning_rate": 1e-4}),
+            **_unset(spec, {"epochs": epochs, "learning_rate": 1e-4, "batch_size": size}),
             "batches": "pairs",
             "task_weight": 0.0,
             "head": "random",

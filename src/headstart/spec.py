@@ -6,6 +6,7 @@ refused with the nearest known one. Sections: `data`, `task`, `backbone`, `train
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
@@ -85,7 +86,7 @@ class MethodSpec(_Section):
         return cls(name=name.strip(), options=options)
 
     def __str__(self) -> str:
-        listed = ",".join(f"{key}={json.dumps(value)}" for key, value in self.options.items())
+        listed = ",".join(f"{key}={_written(value)}" for key, value in self.options.items())
         return f"{self.name}:{listed}" if listed else self.name
 
 
@@ -148,6 +149,11 @@ class StageSpec(_Section):
             for key in given:
                 if key not in section.model_fields:
                     raise ValueError(f"unknown key '{key}' in stage '{self.name}': {did_you_mean(key, section.model_fields)}")
+            try:
+                section.model_validate(given)
+            except ValidationError as error:
+                where = "training" if section is TrainingSpec else "task"
+                raise SpecError(f"stage '{self.name}': {where}.{_sentence(error, section)}") from None
         return self
 
 
@@ -184,7 +190,7 @@ class Spec(_Section):
 
         Raises SpecError naming the key, what was expected and, for unknown keys, the nearest known one.
         """
-        tree: dict[str, Any] = json.loads(json.dumps(record)) if record else {}
+        tree: dict[str, Any] = json.loads(json.dumps(record, default=_plain)) if record else {}
         for path, value in flat.items():
             if value is not None:
                 _plant(tree, path.split("__"), value)
@@ -209,10 +215,12 @@ class Spec(_Section):
             raise SpecError(f"cannot read the spec '{path}': {error}") from None
         except ValueError as error:
             raise SpecError(f"'{path}' is not valid {'JSON' if path.suffix == '.json' else 'TOML'}: {error}") from None
+        if path.name == "bundle.json" and isinstance(record, dict):
+            if "spec" not in record:
+                raise SpecError(f"'{path}' holds no spec: expected the bundle.json of a bundle")
+            record = record["spec"]
         if not isinstance(record, dict):
             raise SpecError(f"'{path}' must hold a table of sections, received {type(record).__name__}")
-        if path.name == "bundle.json":
-            record = record.get("spec", {})
         return cls.make(record, sets, **flat)
 
     def to_json(self) -> dict[str, Any]:
@@ -231,7 +239,9 @@ def parse_value(text: str) -> Any:
     if text.lower() in ("none", "null"):
         return None
     try:
-        return tomllib.loads(f"v = {text}")["v"]
+        value = tomllib.loads(f"v = {text}")["v"]
+        # TOML also reads dates, and a line break would end the value.
+        return value if isinstance(value, bool | int | float | str | list | dict) and "\n" not in text else text
     except tomllib.TOMLDecodeError:
         lowered = text.lower()
         if lowered in ("true", "false"):
@@ -251,13 +261,48 @@ def parse_duration(text: str) -> float:
 
 
 def _split_commas(text: str) -> list[str]:
-    """Split at commas outside brackets and quotes."""
-    return re.findall(r"""(?:[^,\[\]"']|\[[^\]]*\]|"[^"]*"|'[^']*')+""", text)
+    """Split at commas outside brackets and quotes. A quote opens at the start of a value only: `it's` has none."""
+    parts, start, depth, quote, before = [], 0, 0, "", ","
+    for place, mark in enumerate(text):
+        if quote:
+            if mark == quote and not (before == "\\" and quote == '"'):
+                quote = ""
+        elif mark in "\"'" and before in ",=[{":
+            quote = mark
+        elif mark in "[{]}":
+            depth += 1 if mark in "[{" else -1
+        elif mark == "," and depth <= 0:
+            parts.append(text[start:place])
+            start = place + 1
+        # A backslash that is itself escaped escapes nothing.
+        before = "" if before == mark == "\\" else before if mark == " " and not quote else mark
+    return [*parts, text[start:]]
+
+
+def _written(value: Any) -> str:
+    """The text from which `parse_value` makes an equal value."""
+    if isinstance(value, str):
+        # TOML wants every control character escaped; JSON leaves this one.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_written, value))}]"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_written(key)} = {_written(item)}' for key, item in value.items())}}}"
+    return json.dumps(value)
+
+
+def _plain(value: Any) -> Any:
+    """Paths and dates as text; everything else that JSON does not know is refused."""
+    if isinstance(value, Path | datetime.date | datetime.time):
+        return str(value)
+    raise SpecError(f"expected plain values in a spec, received {type(value).__name__}: {value!r}")
 
 
 def _method_list(value: Any) -> Any:
     if isinstance(value, str | Mapping | MethodSpec):
         value = [value]
+    if not isinstance(value, list | tuple):
+        raise SpecError(f"methods: expected a list of methods such as lora:r=8, received {value!r}")
     return [MethodSpec.parse(item) if isinstance(item, str) else item for item in value]
 
 

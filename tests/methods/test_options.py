@@ -45,7 +45,7 @@ def make(name: str, **options: Any) -> Method:
         ("freeze", {"top": 0}, "freeze:probe"),
         ("freeze", {"top": 2.5}, "whole number"),
         ("freeze", {"top": True}, "whole number"),
-        ("freeze", {"bottom": -1}, "at least 1"),
+        ("freeze", {"bottom": -1}, "at least 0"),
         ("freeze", {"decay": 0}, "above 0"),
         ("freeze", {"decay": 1.5}, "at most 1"),
         ("freeze", {"gradual": -1}, "at least 0"),

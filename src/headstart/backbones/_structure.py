@@ -40,12 +40,15 @@ class NetworkBackbone(Backbone):
     """Names of weights that the pooled features do not depend on; they are buffers and do not learn."""
 
     def wire(self, blocks: Sequence[str]) -> None:
-        """Find stem, tail and width by running `example()` once. `blocks` are paths inside `network`.
+        """Set to evaluation mode and find stem, tail and width by running `example()` once.
+
+        blocks: paths inside `network`.
 
         Raises BackboneError when a block is never run or the network cannot be run on its declared input.
         """
         paths = [f"network.{path}" for path in blocks]
         batch = self.example()
+        self.eval()
         try:
             traced = _trace(self, paths, batch)
         except BackboneError:
@@ -194,7 +197,7 @@ def _reached(roots: Iterable[Any]) -> set[int]:
 
 
 def _trace(backbone: NetworkBackbone, paths: Sequence[str], batch: Batch) -> _Traced:
-    """Run once in evaluation mode, watching what each block receives."""
+    """Run once, watching what each block receives."""
     order: list[str] = []
     entering: list[Any] = []
     handles = []
@@ -206,10 +209,8 @@ def _trace(backbone: NetworkBackbone, paths: Sequence[str], batch: Batch) -> _Tr
             entering.extend(_roots((args, kwargs)))
 
         handles.append(backbone.get_submodule(path).register_forward_pre_hook(watch, with_kwargs=True))
-    modes = {module: module.training for module in backbone.modules()}
     frozen = [p for p in backbone.parameters() if p.is_floating_point() and not p.requires_grad]
     try:
-        backbone.eval()
         for parameter in frozen:
             parameter.requires_grad_(True)
         with torch.inference_mode(False), torch.enable_grad():
@@ -220,8 +221,6 @@ def _trace(backbone: NetworkBackbone, paths: Sequence[str], batch: Batch) -> _Tr
             handle.remove()
         for parameter in frozen:
             parameter.requires_grad_(False)
-        for module, mode in modes.items():
-            module.training = mode
     missing = [path for path in paths if path not in order]
     if missing:
         raise BackboneError(f"'{backbone.ref}' never runs its layers {listed(missing)}, so they cannot be its blocks")

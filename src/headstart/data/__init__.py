@@ -20,7 +20,6 @@ __all__ = [
     "Part",
     "Table",
     "by_length",
-    "check_output",
     "by_pairs",
     "check_output",
     "from_memory",
@@ -32,6 +31,5 @@ __all__ = [
     "load_unlabelled",
     "read",
     "unlabelled_from_memory",
-    "write_table",
     "write_table",
 ]

@@ -7,9 +7,7 @@ import numpy as np
 _POOL_BATCHES = 50
 
 
-def by_length(
-    lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True
-) -> list[np.ndarray]:
+def by_length(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[np.ndarray]:
     """Row numbers in batches, every row once; the same for the same seed and epoch.
 
     lengths: (N,), what each row costs. Rows are shuffled, cut into pools of 50 batches, ordered by length inside a

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from headstart.data.labels import classes_of
-from headstart.data.scan import counted
+from headstart.data.words import counted
 from headstart.values import Finding
 
 IMBALANCE_RATIO = 10
@@ -51,8 +51,7 @@ def check(train: Rows, others: Sequence[Rows], task: str, modality: str) -> list
     found += [finding for part in parts for finding in encoding(part)]
     found += [finding for part in parts for finding in duplicates(part, modality)]
     for place, part in enumerate(others):
-        for earlier in parts[: place + 1]:
-            found += leakage(earlier, part, modality)
+        found += leakage(parts[: place + 1], part, modality)
     found += conflicts(train, modality)
     found += imbalance(train, task)
     found += tiny(parts, task)
@@ -159,14 +158,20 @@ def _again(keys: np.ndarray) -> np.ndarray:
     return mask
 
 
-def leakage(earlier: Rows, part: Rows, modality: str) -> list[Finding]:
+def leakage(earlier: Sequence[Rows], part: Rows, modality: str) -> list[Finding]:
     """Rows of a held-out part whose input also stands in an earlier part."""
-    leaked = np.isin(part.keys, earlier.keys)
-    if not leaked.any():
+    leaked = np.zeros(len(part), bool)
+    places = []
+    for other in earlier:
+        new = np.isin(part.keys, other.keys) & ~leaked
+        if new.any():
+            places.append(f"{int(new.sum())} in the {other.name} rows")
+            leaked |= new
+    if not places:
         return []
     what = "texts" if modality == "text" else "pictures"
     message = (
-        f"{int(leaked.sum())} of {len(part)} {part.name} {what} also stand in the {earlier.name} rows: "
+        f"{int(leaked.sum())} of {len(part)} {part.name} {what} also stand in earlier parts ({', '.join(places)}): "
         f"scores on them flatter the model"
     )
     return [part.finding("warning", "leakage", message, leaked)]

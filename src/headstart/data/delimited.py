@@ -12,7 +12,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from headstart.data.encodings import is_empty, lines
-from headstart.data.spool import BATCH_ROWS, spool
+from headstart.data.spool import BATCH_ROWS, spool, strings
+from headstart.data.words import counted
 from headstart.errors import DataError, did_you_mean
 
 _BATCH_CHARACTERS = 1 << 22
@@ -143,7 +144,7 @@ def _ragged(path: Path, number: int, line: int, row: list[str], header: list[str
         mark = {"\t": "tab", ",": "comma"}.get(dialect.delimiter, f"'{dialect.delimiter}'")
         cause = f'a text that holds a {mark} needs double quotes around it, "like this"'
     return (
-        f"{where} has {len(row)} cells, but the header has {len(header)} ({', '.join(header)}): {cause}; "
+        f"{where} has {counted(len(row), 'cell')}, but the header has {len(header)} ({', '.join(header)}): {cause}; "
         f"fix the row, or leave such rows out with --on-bad-row skip"
     )
 
@@ -159,7 +160,7 @@ def _quotes(path: Path, number: int, line: int, error: str) -> str:
 
 def _batches(rows: Iterator[list[str]], places: list[int], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     def batch(cells: list[list[str]]) -> pa.RecordBatch:
-        arrays = [pa.array([row[place] for row in cells], pa.string()) for place in places]
+        arrays = [strings([row[place] for row in cells]) for place in places]
         return pa.record_batch(arrays, schema=schema)
 
     held: list[list[str]] = []

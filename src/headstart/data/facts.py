@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from headstart.data.folders import SUFFIXES
+from headstart.data.spool import whole_numbers
 
 SAMPLE_ROWS = 5000
 SEPARATORS = ("|", ";", ",")
@@ -76,7 +77,7 @@ def sample(table: pa.Table, name: str) -> list[Any]:
     """Cells from all over the table, evenly, as Python values."""
     column = table.column(name)
     if len(column) > SAMPLE_ROWS:
-        column = column.take(pa.array(np.linspace(0, len(column) - 1, SAMPLE_ROWS).astype(np.int64)))
+        column = column.take(whole_numbers(np.linspace(0, len(column) - 1, SAMPLE_ROWS).astype(np.int64)))
     return list(column.to_pylist())
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from headstart.data.spool import BATCH_ROWS, spool
+from headstart.data.spool import BATCH_ROWS, spool, strings
+from headstart.data.words import counted
 from headstart.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -47,7 +48,7 @@ def _by_split(folder: Path, paths: list[Path]) -> dict[str, Path]:
             raise DataError(f"'{folder}' has '{found[split].name}' and '{path.name}' for the {split} split: keep one")
         if split is not None:
             found[split] = path
-    return found
+    return {split: found[split] for split in dict.fromkeys(_SPLITS.values()) if split in found}
 
 
 def has_pictures(folder: Path) -> bool:
@@ -71,8 +72,8 @@ def read_pictures(folder: Path) -> tuple[pa.Table, list[str]]:
         )
     if filled and loose:
         raise DataError(
-            f"'{folder}' has class folders ({', '.join(sorted(filled)[:5])}) and {len(loose)} pictures beside them, "
-            f"such as '{loose[0]}': move each into a class folder"
+            f"'{folder}' has class folders ({', '.join(sorted(filled)[:5])}) "
+            f"and {counted(len(loose), 'picture')} beside them, such as '{loose[0]}': move each into a class folder"
         )
     said = [f"the folder '{name}' holds no pictures, so it is no class" for name in sorted(set(classes) - set(filled))]
     if loose:
@@ -100,9 +101,9 @@ def _pictures(folder: Path) -> Iterator[str]:
 
 def _batches(rows: Iterator[tuple[str, str | None]]) -> Iterator[pa.RecordBatch]:
     def batch(held: list[tuple[str, str | None]]) -> pa.RecordBatch:
-        columns = {"image": pa.array([path for path, _ in held], pa.string())}
+        columns = {"image": strings([path for path, _ in held])}
         if held[0][1] is not None:
-            columns["label"] = pa.array([label for _, label in held], pa.string())
+            columns["label"] = strings([label for _, label in held])
         return pa.record_batch(columns)
 
     held: list[tuple[str, str | None]] = []

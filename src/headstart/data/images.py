@@ -69,11 +69,11 @@ def _check(data: bytes) -> tuple[int, int]:
                 size, kind = picture.size, picture.format
                 if size[0] * size[1] > MAX_PIXELS:
                     raise _HugeError(f"{size[0]} x {size[1]} pixels, more than {MAX_PIXELS}")
-                if kind == "PNG":
+                if len(data) >= _DECODED_BELOW and kind == "PNG":
                     picture.verify()
-                if len(data) >= _DECODED_BELOW and (kind == "PNG" or (kind == "JPEG" and b"\xff\xd9" in data[-1024:])):
                     return size
-            with Image.open(io.BytesIO(data)) as picture:
+                if len(data) >= _DECODED_BELOW and kind == "JPEG" and b"\xff\xd9" in data[-1024:]:
+                    return size
                 picture.draft("RGB", (max(1, size[0] // 8), max(1, size[1] // 8)))  # a JPEG decodes faster at 1/8
                 picture.load()
         except Image.DecompressionBombError:

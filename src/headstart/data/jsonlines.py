@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from headstart.data.delimited import select
 from headstart.data.encodings import is_empty, lines
-from headstart.data.spool import BATCH_ROWS, spool
+from headstart.data.spool import BATCH_ROWS, spool, strings
 from headstart.errors import DataError
 
 _SCALARS: dict[type, pa.DataType] = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
@@ -111,7 +111,10 @@ def _fit(value: Any, kind: pa.DataType) -> Any:
 def _batches(records: Iterator[dict[str, Any]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     def batch(rows: list[Mapping[str, Any]]) -> pa.RecordBatch:
         cells = ([_fit(row.get(item.name), item.type) for row in rows] for item in schema)
-        arrays = [pa.array(column, item.type) for column, item in zip(cells, schema, strict=True)]
+        arrays = [
+            strings(column) if item.type == pa.string() else pa.array(column, item.type)
+            for column, item in zip(cells, schema, strict=True)
+        ]
         return pa.record_batch(arrays, schema=schema)
 
     held: list[Mapping[str, Any]] = []

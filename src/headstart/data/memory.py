@@ -18,6 +18,8 @@ from headstart.data.images import encode_array
 from headstart.data.parts import Data, Part
 from headstart.data.read import Table
 from headstart.data.rows import assemble
+from headstart.data.spool import BATCH_ROWS, strings
+from headstart.data.words import counted
 from headstart.errors import DataError
 from headstart.spec import Spec
 
@@ -92,7 +94,7 @@ def as_table(inputs: Any, labels: Any, spec: Spec, name: str) -> Table:
             if len(labels) != table.num_rows:
                 raise DataError(_unequal(source, table.num_rows, len(labels)))
             if "label" in table.column_names:
-                raise DataError(f"{source} have a column 'label', and labels were given beside them: give one of the two")
+                raise DataError(f"{source} have a column 'label', and labels were given too: give one of them")
             table = table.append_column("label", _labels(labels))
     else:
         column, values = _inputs(inputs, spec)
@@ -105,7 +107,7 @@ def as_table(inputs: Any, labels: Any, spec: Spec, name: str) -> Table:
 
 
 def _unequal(source: str, inputs: int, labels: int) -> str:
-    return f"{source} are {inputs} inputs and {labels} labels: expected one label for each input"
+    return f"{source} are {counted(inputs, 'input')} and {counted(labels, 'label')}: expected one label for each input"
 
 
 def _columns(inputs: Any, source: str) -> pa.Table:
@@ -118,10 +120,13 @@ def _columns(inputs: Any, source: str) -> pa.Table:
     return pa.table(inputs)
 
 
-def _array(values: list[Any], name: str) -> pa.Array:
+def _array(values: list[Any], name: str) -> pa.Array | pa.ChunkedArray:
     if any(_is_picture(value) for value in values):
         return pa.array([None if value is None else encode_array(value, at) for at, value in enumerate(values, 1)])
     values = [os.fspath(value) if isinstance(value, os.PathLike) else _plain(value) for value in values]
+    if all(value is None or isinstance(value, str) for value in values):
+        chunks = [strings(values[start : start + BATCH_ROWS]) for start in range(0, len(values), BATCH_ROWS)]
+        return pa.chunked_array(chunks, pa.string())
     try:
         return pa.array(values)
     except (pa.ArrowInvalid, pa.ArrowTypeError):

@@ -13,8 +13,9 @@ from headstart.data.checks import check
 from headstart.data.columns import Columns, infer
 from headstart.data.parts import Data
 from headstart.data.read import Table, read
-from headstart.data.scan import counted, scan
+from headstart.data.scan import scan
 from headstart.data.sources import NOT_SAMPLED, UNKNOWN_CLASS, Share, Source, fingerprint
+from headstart.data.words import counted
 from headstart.errors import DataError, did_you_mean
 from headstart.spec import DataSpec, Spec
 from headstart.values import Finding, RowCount
@@ -216,9 +217,7 @@ def _finish(
         findings = [*findings, Finding("warning", "bad-rows", f"rows are left out: {parts}")]
     counts = {name: len(share.positions) for name, share in shares.items()}
     read_in_all = sum(source.read for source in sources.values())
-    rows = RowCount(
-        read_in_all, counts["train"], counts.get("validation", 0), counts.get("test", 0), dict(dropped)
-    )
+    rows = RowCount(read_in_all, counts["train"], counts.get("validation", 0), counts.get("test", 0), dict(dropped))
     parts_of = {name: share.part(columns) for name, share in shares.items()}
     digest = fingerprint(shares, columns, ("train", "validation", "test"))
     train, validation, test = parts_of["train"], parts_of.get("validation"), parts_of.get("test")

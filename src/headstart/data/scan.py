@@ -17,6 +17,7 @@ from headstart.data.facts import text_of
 from headstart.data.images import look
 from headstart.data.labels import Bad, Decoder
 from headstart.data.read import Table
+from headstart.data.words import counted
 from headstart.errors import DataError
 
 EMPTY_TEXT, RAGGED = "empty text", "ragged row"
@@ -148,12 +149,3 @@ def refuse_bad_rows(table: Table, found: Scan, numbers: np.ndarray) -> None:
         f"{total} of {len(found.keys)} rows of '{table.source}' cannot be used: {'; '.join(parts)}; "
         f"fix them, or leave them out with --on-bad-row skip"
     )
-
-
-def counted(count: int, noun: str) -> str:
-    """'1 row', '2 rows', '2 classes', '2 copies'."""
-    if count == 1:
-        return f"1 {noun}"
-    if noun.endswith("y"):
-        return f"{count} {noun[:-1]}ies"
-    return f"{count} {noun}{'es' if noun.endswith(('s', 'x', 'ch')) else 's'}"

@@ -16,8 +16,9 @@ from headstart.data.columns import Columns
 from headstart.data.labels import classes_of
 from headstart.data.parts import Part
 from headstart.data.read import Table
-from headstart.data.scan import RAGGED, Scan, counted, refuse_bad_rows, row_numbers
+from headstart.data.scan import RAGGED, Scan, refuse_bad_rows, row_numbers
 from headstart.data.spool import keep_rows
+from headstart.data.words import counted
 from headstart.errors import DataError
 
 NOT_SAMPLED, UNKNOWN_CLASS = "not sampled", "class not in train"

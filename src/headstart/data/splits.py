@@ -44,11 +44,11 @@ def hold_out(
     if classes is None:
         wanted = np.array([min(max(1, round(share * len(first))), len(first) - 1)])
         mask = _ranks(np.zeros(len(first), np.int64), rng) < wanted[0]
-        return mask[unit]
+        return np.asarray(mask[unit], bool)
     codes = rarest([classes[row] for row in first])
     counts = np.bincount(codes)
     mask = _ranks(codes, rng) < _allocate(counts, share)[codes]
-    return _keep_every_class(mask, unit, classes)[unit]
+    return np.asarray(_keep_every_class(mask, unit, classes)[unit], bool)
 
 
 def _ranks(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +54,31 @@ def mapped_file(path: Path) -> pa.Table:
         return pa.ipc.open_stream(source).read_all()
 
 
+def strings(values: Sequence[str | None]) -> pa.Array:
+    """Texts as an Arrow array of strings. Halves of surrogate pairs, which no file can hold, become U+FFFD.
+
+    pyarrow's own conversion of lists imports pandas wherever that is installed, which takes longer than most files.
+    """
+    parts = [b"" if value is None else _utf8(value) for value in values]
+    offsets = np.zeros(len(parts) + 1, np.int32)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    filled = np.array([value is not None for value in values], bool)
+    valid = None if filled.all() else pa.py_buffer(np.packbits(filled, bitorder="little"))
+    return pa.StringArray.from_buffers(len(parts), pa.py_buffer(offsets), pa.py_buffer(b"".join(parts)), valid)
+
+
+def _utf8(value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError:
+        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+
+
+def whole_numbers(values: np.ndarray) -> pa.Array:
+    """(n,) int64 as an Arrow array of the same memory."""
+    return pa.Array.from_buffers(pa.int64(), len(values), [None, pa.py_buffer(np.ascontiguousarray(values, np.int64))])
+
+
 def keep_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
     """The rows of a table, in rising order, without holding them in memory.
 
@@ -72,5 +97,5 @@ def _taken(table: pa.Table, rows: np.ndarray) -> Iterator[pa.RecordBatch]:
     for batch in table.to_batches(max_chunksize=BATCH_ROWS):
         low, high = np.searchsorted(rows, (offset, offset + batch.num_rows))
         if high > low:
-            yield batch.take(pa.array(rows[low:high] - offset))
+            yield batch.take(whole_numbers(rows[low:high] - offset))
         offset += batch.num_rows

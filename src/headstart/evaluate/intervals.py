@@ -142,7 +142,7 @@ def _of_group(group: Weighted, names: Sequence[str], rows: int, resamples: int, 
 
 
 def _unanimous(value: float, rows: int) -> Interval:
-    """The exact interval (Clopper and Pearson 1934) of a share when every row agrees, where resampling sees no doubt."""
+    """The exact interval (Clopper and Pearson 1934) of a share when all rows agree and resampling sees no doubt."""
     reach = ((1 - LEVEL) / 2) ** (1 / rows)
     return Interval(value, reach, 1.0) if value == 1.0 else Interval(value, 0.0, 1 - reach)
 

@@ -151,7 +151,7 @@ def _mistakes(
 
 
 def shown(value: Any) -> dict[str, Any]:
-    """How a report shows an input: `text`, or for a picture `thumbnail` (a data URI) and its `image` path if it has one."""
+    """How a report shows an input: `text`, or for a picture `thumbnail` (a data URI) and its path, `image`."""
     if isinstance(value, str) and not _is_picture(value):
         return {"text": value if len(value) <= SHOWN_TEXT else value[: SHOWN_TEXT - 1] + "…"}
     record: dict[str, Any] = {"image": str(value)} if isinstance(value, str | Path) else {}

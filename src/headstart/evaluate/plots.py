@@ -6,7 +6,7 @@ Every function returns Markup; every text that comes from data goes through `mar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,7 @@ class _Frame:
     y: tuple[float, float]
     log: bool = False
     left: int = 52
-    right: int = 14
+    right: int = 22
     top: int = 12
     bottom: int = 40
 
@@ -58,6 +58,11 @@ def _svg(width: int, height: int, title: str, body: str, style: str = "") -> Mar
 
 def _text(x: float, y: float, text: object, style: str = "tick", anchor: str = "middle") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _turned(x: float, y: float, text: object, angle: int, style: str = "label", anchor: str = "middle") -> str:
+    turn = f'transform="rotate({angle} {x:.1f} {y:.1f})"'
+    return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}" text-anchor="{anchor}" {turn}>{escape(text)}</text>'
 
 
 def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
@@ -102,11 +107,7 @@ def _axes(frame: _Frame, x_ticks: Sequence[float], x_label: str, y_label: str, y
     for value in x_ticks:
         parts.append(_text(frame.px(value), base + 16, number(value)))
     parts.append(_text((frame.left + frame.width - frame.right) / 2, frame.height - 5, x_label, "label"))
-    middle = (frame.top + base) / 2
-    parts.append(
-        f'<text x="13" y="{middle:.1f}" class="label" text-anchor="middle" '
-        f'transform="rotate(-90 13 {middle:.1f})">{escape(y_label)}</text>'
-    )
+    parts.append(_turned(13, (frame.top + base) / 2, y_label, -90))
     return "".join(parts)
 
 
@@ -131,10 +132,13 @@ def line_chart(
     xs = [x for x, _ in points]
     log = log and min(xs) > 0
     spread = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) * 0.5, max(xs) * 1.5 or 1.0)
-    frame = _Frame(width, height, spread, (min(ys) - margin, max(ys) + margin), log)
+    span = (min(ys) - margin, max(ys) + margin)
+    widest = max(len(number(value)) for value in ticks(*span))
+    frame = _Frame(width, height, spread, span, log, left=34 + 7 * widest)
     marks = sorted(set(xs)) if x_ticks is None and (log or len(set(xs)) <= 8) else (x_ticks or ticks(*spread))
     body = _axes(frame, _apart(frame, marks), x_label, y_label, ticks(*frame.y))
-    return _svg(width, height, title, body + "".join(_drawn(frame, one, place) for place, one in enumerate(series)))
+    drawn = "".join(_drawn(frame, one, place) for place, one in enumerate(series))
+    return _svg(width, height, title, body + drawn, "wide" if width > 600 else "")
 
 
 def _apart(frame: _Frame, marks: Sequence[float]) -> list[float]:
@@ -155,7 +159,11 @@ def _drawn(frame: _Frame, series: Series, place: int) -> str:
     for index, (x, y) in enumerate(series.points):
         pair = series.intervals[index] if index < len(series.intervals) else None
         if pair is not None:
-            parts.append(_line(frame.px(x) + shift, frame.py(pair[0]), frame.px(x) + shift, frame.py(pair[1]), f"whisker {colour}"))
+            parts.append(
+                _line(
+                    frame.px(x) + shift, frame.py(pair[0]), frame.px(x) + shift, frame.py(pair[1]), f"whisker {colour}"
+                )
+            )
         tip = f"{series.name}: {y:.4g} at {number(x)}" + (f" [{pair[0]:.4g}, {pair[1]:.4g}]" if pair else "")
         parts.append(
             f'<circle cx="{frame.px(x) + (shift if pair else 0):.1f}" cy="{frame.py(y):.1f}" r="3.2" '
@@ -181,9 +189,9 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], width: int = 340, hei
         accuracy, confidence = record["accuracy"], record["confidence"]
         tip = f"confidence {confidence:.3f}, right {accuracy:.3f}, {record['count']} answers"
         parts.append(_rect(x + 1, frame.py(accuracy), across - 2, frame.py(0) - frame.py(accuracy), "bar s1", tip))
-        top = max(accuracy, confidence)
-        gap = abs(frame.py(accuracy) - frame.py(confidence))
-        parts.append(_rect(x + 1, frame.py(top), across - 2, gap, "gap", tip))
+        if confidence > accuracy:
+            missing = frame.py(accuracy) - frame.py(confidence)
+            parts.append(_rect(x + 1, frame.py(confidence), across - 2, missing, "gap", tip))
         tall = 30 * math.sqrt(record["count"] / total)
         parts.append(_rect(x + 1, strip - tall, across - 2, tall, "bar quiet", tip))
     parts.append(_line(frame.px(0), frame.py(0), frame.px(1), frame.py(1), "ideal"))
@@ -192,11 +200,7 @@ def reliability_diagram(bins: Sequence[Mapping[str, Any]], width: int = 340, hei
     parts.append(_text(frame.left - 7, strip - 4, "rows", anchor="end"))
     parts += [_text(frame.px(value), strip + 16, number(value)) for value in marks]
     parts.append(_text((frame.left + width - frame.right) / 2, height - 6, "confidence", "label"))
-    middle = (frame.top + frame.py(0)) / 2
-    parts.append(
-        f'<text x="13" y="{middle:.1f}" class="label" text-anchor="middle" transform="rotate(-90 13 {middle:.1f})">'
-        "share right</text>"
-    )
+    parts.append(_turned(13, (frame.top + frame.py(0)) / 2, "share right", -90))
     return _svg(width, height, "Reliability: share of right answers against confidence", "".join(parts), "square")
 
 
@@ -228,15 +232,10 @@ def heat_map(counts: Sequence[Sequence[int]], labels: Sequence[str], size: int =
             centre = 6 + (k + 0.5) * cell
             parts.append(_text(gutter - 6, centre + 4, text, "tick", "end"))
             x, y = gutter + (k + 0.5) * cell, 6 + cell * len(labels) + 10
-            parts.append(
-                f'<text x="{x:.1f}" y="{y:.1f}" class="tick" text-anchor="end" '
-                f'transform="rotate(-45 {x:.1f} {y:.1f})">{escape(text)}</text>'
-            )
+            parts.append(_turned(x, y, text, -45, "tick", "end"))
     bottom = 6 + cell * len(labels) + (24 if many else 0.72 * gutter + 30)
-    middle = 6 + cell * len(labels) / 2
     if many:
-        turned = f'<text x="16" y="{middle:.1f}" class="label" text-anchor="middle" transform="rotate(-90 16 {middle:.1f})">truth</text>'
-        parts.append(turned)
+        parts.append(_turned(16, 6 + cell * len(labels) / 2, "truth", -90))
     parts.append(_text(gutter + cell * len(labels) / 2, bottom - 6, "answer", "label"))
     return _svg(size, math.ceil(bottom), "Confusion matrix: truth down, answer across", "".join(parts), "wide")
 
@@ -245,14 +244,22 @@ def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def interval_bar(value: float, low: float | None, high: float | None, span: tuple[float, float] = (0, 1)) -> Markup:
-    """A thin track with the interval as a band and the value as a mark."""
-    width, height = 140, 14
+def interval_bar(
+    value: float,
+    low: float | None,
+    high: float | None,
+    span: tuple[float, float] = (0, 1),
+    reference: float | None = None,
+) -> Markup:
+    """A thin track from one end of `span` to the other, the interval as a band, the value as a mark."""
+    width, height = 200, 14
 
     def at(x: float) -> float:
         return 2 + (min(max(x, span[0]), span[1]) - span[0]) / ((span[1] - span[0]) or 1) * (width - 4)
 
     parts = [_rect(2, 6, width - 4, 2, "track")]
+    if reference is not None:
+        parts.append(_line(at(reference), 0, at(reference), height, "axis"))
     if low is not None and high is not None:
         parts.append(_rect(at(low), 4, max(1.5, at(high) - at(low)), 6, "band"))
     parts.append(_rect(at(value) - 1, 1, 2, 12, "mark"))
@@ -262,7 +269,7 @@ def interval_bar(value: float, low: float | None, high: float | None, span: tupl
 
 def effect_bar(value: float, low: float | None, high: float | None, reach: float) -> Markup:
     """A difference with its interval around zero; `reach` is the axis' end on both sides."""
-    width, height = 180, 16
+    width, height = 200, 16
 
     def at(x: float) -> float:
         return width / 2 + max(-1.0, min(1.0, x / (reach or 1))) * (width / 2 - 4)
@@ -282,10 +289,10 @@ def scatter(pairs: Sequence[Sequence[float]], title: str, size: int = 340) -> Ma
         return Markup("")
     margin = (max(values) - min(values)) * 0.05 or 1
     span = (min(values) - margin, max(values) + margin)
-    frame = _Frame(size, size - 20, span, span)
+    widest = max(len(number(value)) for value in ticks(*span))
+    frame = _Frame(size, size - 20, span, span, left=34 + 7 * widest)
     body = _axes(frame, _apart(frame, ticks(*span)), "truth", "prediction", ticks(*span))
     body += _line(frame.px(span[0]), frame.py(span[0]), frame.px(span[1]), frame.py(span[1]), "ideal")
-    dot: Callable[[Sequence[float]], str] = lambda p: (
-        f'<circle cx="{frame.px(p[0]):.1f}" cy="{frame.py(p[1]):.1f}" r="2.6" class="dot s1 faint"/>'
-    )
-    return _svg(size, size - 20, title, body + "".join(map(dot, pairs)), "square")
+    for x, y in pairs:
+        body += f'<circle cx="{frame.px(x):.1f}" cy="{frame.py(y):.1f}" r="2.6" class="dot s1 faint"/>'
+    return _svg(size, size - 20, title, body, "square")

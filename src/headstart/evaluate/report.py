@@ -28,7 +28,8 @@ KEYS: dict[str, str] = {
     "parameters": "trainable, in the kept stage, and total",
     "cost": "seconds, peak_memory_bytes, rows_trained, rows_per_second",
     "plan": "what was planned, with estimated_seconds and actual_seconds",
-    "stages": "one record a stage: name, score, seconds, rows_trained, trainable, stopped, history, notes, details, kept",
+    "stages": "one record a stage: name, score, seconds, rows_trained, trainable, stopped, history, notes, details, "
+    "kept",
     "transfer": "one record a comparison: against, budget, value, low, high, p",
     "findings": "one record a finding in the data: level, code, message, rows",
     "calibration": "temperature, what outputs are divided by before probabilities are made",
@@ -56,7 +57,14 @@ _NEUTRAL: dict[str, Any] = {
     "calibration": {"temperature": 1.0},
     "backbone": {"ref": None, "source": {}, "digest": None},
     "data": {"fingerprint": None, "columns": {}, "said": []},
-    "environment": {"python": None, "platform": None, "cpu_count": None, "threads": None, "device": None, "packages": {}},
+    "environment": {
+        "python": None,
+        "platform": None,
+        "cpu_count": None,
+        "threads": None,
+        "device": None,
+        "packages": {},
+    },
     "spec": {},
     "notes": [],
 }

@@ -18,6 +18,9 @@ METRICS: dict[str, tuple[str, str]] = {
     "spearman": ("Spearman", "agreement of ranks, from -1 to 1"),
 }
 
+UNKNOWN = "\u2013"
+"""Stands where there is no number."""
+
 SHARES = ("accuracy", "macro_f1", "micro_f1", "subset_accuracy")
 """Metrics that read well as percentages."""
 
@@ -47,19 +50,19 @@ def headline(name: str, value: float | None) -> str:
 def figure(value: float | None) -> str:
     """Three decimals below ten, four digits above; an en dash for what is not known."""
     if value is None:
-        return "–"
+        return UNKNOWN
     return f"{value:.3f}" if abs(value) < 10 else f"{value:,.4g}" if abs(value) < 10_000 else f"{value:,.0f}"
 
 
 def amount(value: float | None) -> str:
     """A count with thousands separated."""
-    return "–" if value is None else f"{value:,.0f}"
+    return UNKNOWN if value is None else f"{value:,.0f}"
 
 
 def duration(seconds: float | None) -> str:
     """Seconds as 0.4 s, 42 s, 3 min 20 s or 1 h 05 min."""
     if seconds is None:
-        return "–"
+        return UNKNOWN
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -73,7 +76,7 @@ def duration(seconds: float | None) -> str:
 def memory(size: float | None) -> str:
     """Bytes as MiB or GiB."""
     if size is None:
-        return "–"
+        return UNKNOWN
     return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
 
 

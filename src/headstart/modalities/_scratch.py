@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -24,7 +25,7 @@ class Flat:
         self._file: Any = os.fdopen(handle, "wb")
         self._array: npt.NDArray[Any] | None = None
         self._length = 0
-        weakref.finalize(self, _remove, self._path)
+        weakref.finalize(self, _remove, self._path, self._file)
 
     def append(self, values: Sequence[int] | npt.NDArray[Any]) -> None:
         """Add values at the end. Raises HeadstartError when the disk is full."""
@@ -76,8 +77,9 @@ def full(error: OSError) -> HeadstartError:
     )
 
 
-def _remove(path: str) -> None:
-    try:
+def _remove(path: str, file: Any = None) -> None:
+    with contextlib.suppress(OSError):
+        if file is not None:
+            file.close()
+    with contextlib.suppress(OSError):
         os.unlink(path)
-    except OSError:
-        return

@@ -75,7 +75,8 @@ class PreparedText(Prepared):
             typed = typed or bool(kinds.any())
             self._types_file.append(kinds)
         self._ids = self._ids_file.finish()
-        self._types: npt.NDArray[Any] | None = self._types_file.finish() if typed else None
+        types_array = self._types_file.finish()
+        self._types: npt.NDArray[Any] | None = types_array if typed else None
         self._starts = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
 
     def __len__(self) -> int:
