@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-WORDS = "the a cat dog sat on mat red blue fast slow bird sang song of old new city river".split()
+WORDS = "the a cat dog sat on mat red blue fast slow bird sang song of old new city river".split()  # noqa: SIM905
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS, "##s", "##ing", "##ed"]
 SMALL = {"hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48, "num_hidden_layers": 3}
 SPECIAL = {"pad_token_id": 0, "cls_token_id": 2, "sep_token_id": 3, "bos_token_id": 2, "eos_token_id": 3}
@@ -40,7 +40,9 @@ def text_config(family: str) -> Any:
         "roberta": lambda: hf.RobertaConfig(**vocabulary, **SMALL),
         "distilbert": lambda: hf.DistilBertConfig(**vocabulary, dim=32, n_layers=3, n_heads=4, hidden_dim=48),
         "mpnet": lambda: hf.MPNetConfig(**vocabulary, **SMALL),
-        "deberta": lambda: hf.DebertaConfig(**vocabulary, **SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"]),
+        "deberta": lambda: hf.DebertaConfig(
+            **vocabulary, **SMALL, relative_attention=True, pos_att_type=["p2c", "c2p"]
+        ),
         "deberta-v2": lambda: hf.DebertaV2Config(
             **vocabulary, **SMALL, **relative, norm_rel_ebd="layer_norm", share_att_key=True
         ),

@@ -104,7 +104,9 @@ def test_parts_run_in_order_and_nothing_is_dead(name: str, loaded: Callable[[str
         for handle in handles:
             handle.remove()
     assert sorted(set(order), key=order.index) == list(range(len(backbone.blocks)))
-    gradients = torch.autograd.grad((pooled * torch.randn_like(pooled)).sum(), list(backbone.parameters()), allow_unused=True)
+    gradients = torch.autograd.grad(
+        (pooled * torch.randn_like(pooled)).sum(), list(backbone.parameters()), allow_unused=True
+    )
     dead = [n for (n, _), g in zip(backbone.named_parameters(), gradients, strict=True) if g is None]
     assert not dead
 
@@ -308,7 +310,7 @@ def test_another_picture_size_is_interpolated(hub: Callable[[str], Path]) -> Non
         assert features.tokens.shape == (3, 1 + 36, 32)
         assert backbone.preprocessing["resize"] == 54  # 48 / (32 / 36)
     spec, modality = spec_of("vit", hub, image_size=50)
-    with pytest.raises(BackboneError, match="multiple of the patches .*8 pixels.* 48"):
+    with pytest.raises(BackboneError, match=r"multiple of the patches .*8 pixels.* 48"):
         backbones.load(spec, modality)
 
 

@@ -208,7 +208,10 @@ def saved(backbone: Any, folder: Path) -> Path:
 
 
 def sentence_folder(folder: Path, modules: list[tuple[str, str]]) -> Path:
-    listed = [{"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (kind, path) in enumerate(modules)]
+    listed = [
+        {"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (kind, path) in enumerate(modules)
+    ]
     (folder / "modules.json").write_text(json.dumps(listed))
     return folder
 
@@ -440,7 +443,7 @@ def test_weights_of_another_shape(copy: Callable[[str], Path]) -> None:
     folder = copy("bert")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 64}))
-    with pytest.raises(BackboneError, match="cannot be loaded|lack"):
+    with pytest.raises(BackboneError, match=r"cannot be loaded|lack"):
         load(f"file:{folder}")
 
 
@@ -488,7 +491,7 @@ def test_a_tokenizer_larger_than_the_embeddings(copy: Callable[[str], Path]) -> 
 def test_a_vision_model_needs_its_picture_settings(copy: Callable[[str], Path]) -> None:
     folder = copy("vit")
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(BackboneError, match="has no preprocessor_config.json"):
+    with pytest.raises(BackboneError, match=r"has no preprocessor_config\.json"):
         load(f"file:{folder}", "image")
     assert load(f"file:{folder}", "image", pretrained=False).preprocessing["image_size"] == 32
 
@@ -546,7 +549,7 @@ def test_rebuild_refuses_what_it_does_not_know(tmp_path: Path, hub: Callable[[st
     record = load(f"file:{hub('bert')}").describe()
     with pytest.raises(BackboneError, match="family 'hf' or 'timm', received 'other'"):
         backbones.rebuild({**record, "family": "other"}, tmp_path)
-    with pytest.raises(BackboneError, match="no config.json"):
+    with pytest.raises(BackboneError, match=r"no config\.json"):
         backbones.rebuild(record, tmp_path)
     with pytest.raises(BackboneError, match="trust_remote_code=True"):
         backbones.rebuild({**record, "remote_code": True}, hub("bert"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import headstart
 from headstart import data
 
 ROWS = [
@@ -251,5 +253,6 @@ def test_what_is_written_is_read(tmp_path: Path, rows: list[tuple[str, str]], ki
 
 def test_import_is_light() -> None:
     code = "import sys, headstart.data as d; print(sorted({'pandas','torch','PIL','datasets'} & set(sys.modules)))"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    env = {**os.environ, "PYTHONPATH": str(Path(headstart.__file__).parent.parent)}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert out.stdout.strip() == "[]"

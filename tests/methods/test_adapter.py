@@ -11,6 +11,7 @@ from torch import nn
 from headstart.errors import MethodError
 from headstart.methods.adapter import CHILD, Adapter, Bottleneck
 from headstart.methods.freeze import Freeze
+from headstart.model import Model
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])
@@ -27,7 +28,7 @@ def test_the_start_equals_the_backbone(kind: str) -> None:
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_the_bottleneck_is_houlsbys(activation: str) -> None:
-    layer = Bottleneck(6, 2, activation, torch.Generator().manual_seed(0))
+    layer = Bottleneck(6, 2, activation, False, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     with torch.no_grad():
         for p in layer.parameters():
@@ -45,6 +46,12 @@ def test_the_bottleneck_is_houlsbys(activation: str) -> None:
     torch.testing.assert_close(layer(maps), expected.movedim(-1, 1)[..., None])
     last = tokens[:, :, None]
     torch.testing.assert_close(layer(last), expected[:, :, None])
+    # Six rows high, six channels wide: only `last` tells which axis is which.
+    square = torch.randn(2, 6, 4, 6)
+    layer.last = True
+    torch.testing.assert_close(layer(square)[:, 2], layer(square[:, 2]))
+    layer.last = False
+    torch.testing.assert_close(layer(square)[..., 2], layer(square[..., 2].transpose(1, 2)).transpose(1, 2))
     with pytest.raises(MethodError, match="6 channels"):
         layer(torch.randn(3, 5))
 
@@ -116,14 +123,33 @@ def test_blocks_are_claimed() -> None:
         make_context(claims=claims, owner="other").claim(model.backbone.blocks[0])
 
 
-def test_a_block_of_unknown_width_is_refused() -> None:
+@pytest.mark.parametrize("block", [nn.PReLU(), nn.ModuleDict({"a": nn.Linear(2, 2)})])
+def test_a_block_that_cannot_take_one_is_refused(block: nn.Module) -> None:
     class Odd(ImageBackbone):
         @property
         def blocks(self) -> list[nn.Module]:
-            return [nn.PReLU()]
+            return [block]
 
-    with pytest.raises(MethodError, match="PReLU"):
-        Adapter().adapt(nn.ModuleDict({"backbone": Odd()}), make_context("image"))
+    with pytest.raises(MethodError, match=f"{type(block).__name__}.*lora"):
+        Adapter().adapt(Model(Odd(), nn.Linear(16, 3)), make_context("image"))
+
+
+def test_the_width_of_tokens_is_seen_rather_than_read_from_the_layers() -> None:
+    """A block may hold a layer that it runs last in neither order nor effect, such as the merging of patches."""
+    model = make_model()
+    model.backbone.blocks[0].add_module("aside", nn.Linear(3, 5))
+    before = outputs(model, make_batch())
+    Adapter(width=4).adapt(model, make_context())
+    assert getattr(model.backbone.blocks[0], CHILD).up.shape == (16, 4)
+    assert torch.equal(outputs(model, make_batch()), before)
+
+
+def test_measuring_leaves_no_trace() -> None:
+    model = make_model("image").train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Adapter(width=4).adapt(model, make_context("image"))
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert all(module.training for module in model.modules())
 
 
 def test_the_start_is_drawn_from_the_context() -> None:

@@ -16,7 +16,7 @@ from headstart.errors import DataError
 from headstart.modalities import text as text_module
 from headstart.modalities.text import TextModality
 
-WORDS = "the a cat dog sat on mat red blue".split()
+WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "red", "blue"]
 
 
 class Stub:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from headstart.data.facts import Facts, facts, numbers_in, sample, separator_in, text_of
+from headstart.data.facts import Facts, commonest_separator, facts, numbers_in, sample, separator_in, text_of
 from headstart.data.read import Table
 from headstart.errors import DataError, SpecError, did_you_mean
 from headstart.spec import DataSpec, TaskSpec
@@ -190,7 +190,8 @@ def _task(
             raise SpecError(f"no task is called '{task.name}': {did_you_mean(task.name, known)}")
         separator = data.separator
         if task.name == "multilabel" and separator is None and len(labels) == 1 and seen[labels[0]].kind == "text":
-            separator = separator_in([text_of(cell) for cell in sample(table.table, labels[0]) if cell is not None])
+            cells = [text_of(cell) for cell in sample(table.table, labels[0]) if cell is not None]
+            separator = separator_in(cells) or commonest_separator(cells)
             said.append(f"labels are separated by '{separator}'" if separator else "each cell holds one label")
         return task.name, separator
     if len(labels) > 1:

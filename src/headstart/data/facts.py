@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,3 +136,10 @@ def separator_in(cells: Iterable[str]) -> str | None:
         if "" not in together and len(parts) < len(set(filled)) + (mark == "|") and shared >= 0.8 * len(together):
             return mark
     return None
+
+
+def commonest_separator(cells: Sequence[str]) -> str | None:
+    """The mark that most cells hold, for a column that is known to hold several labels; None where no cell has any."""
+    counts = {mark: sum(mark in cell for cell in cells) for mark in SEPARATORS}
+    best = max(SEPARATORS, key=lambda mark: counts[mark])
+    return best if counts[best] else None

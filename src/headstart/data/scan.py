@@ -118,13 +118,14 @@ def _take(found: Scan, at: int, value: Any, modality: str, base: Path) -> bool:
     text = "" if value is None else text_of(value)
     plain = " ".join(text.casefold().split())
     found.digests[at] = np.frombuffer(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(), np.uint8)
-    digest = hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-    found.keys[at] = int.from_bytes(digest, "little")
+    found.keys[at] = int.from_bytes(
+        hashlib.blake2b(plain.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+    )
     found.sizes[at] = len(text)
     if not plain:
         found.refuse(at, EMPTY_TEXT)
         return True
-    if _GARBLED.search(text):
+    if not text.isascii() and _GARBLED.search(text):
         found.garbled.append(at)
     return False
 

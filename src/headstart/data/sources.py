@@ -17,7 +17,7 @@ from headstart.data.labels import classes_of
 from headstart.data.parts import Part
 from headstart.data.read import Table
 from headstart.data.scan import RAGGED, Scan, refuse_bad_rows, row_numbers
-from headstart.data.spool import keep_rows
+from headstart.data.spool import BATCH_ROWS, keep_rows
 from headstart.data.words import counted
 from headstart.errors import DataError
 
@@ -71,7 +71,8 @@ class Share:
 
     def labels(self) -> list[Any]:
         """The decoded labels of these rows."""
-        return [self.source.scan.labels[at] for at in self.positions]
+        found = self.source.scan.labels
+        return [found[at] for at in self.positions.tolist()]
 
     def classes(self, task: str) -> list[tuple[str, ...]] | None:
         """The classes of each row; None where the labels are numbers."""
@@ -106,8 +107,9 @@ def fingerprint(shares: Mapping[str, Share], columns: Columns, names: Sequence[s
     for name in names:
         if name in shares:
             share = shares[name]
-            digest.update(f"\n{name} {len(share.positions)}\n".encode())
-            for row, label in zip(share.positions, share.labels(), strict=True):
-                digest.update(share.source.scan.digests[row].tobytes())
-                digest.update(json.dumps(label, default=str).encode())
+            labels = share.labels()
+            digest.update(f"\n{name} {len(labels)}\n".encode())
+            for start in range(0, len(labels), BATCH_ROWS):
+                digest.update(share.source.scan.digests[share.positions[start : start + BATCH_ROWS]].tobytes())
+                digest.update(json.dumps(labels[start : start + BATCH_ROWS], default=str).encode())
     return digest.hexdigest()

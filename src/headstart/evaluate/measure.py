@@ -97,11 +97,14 @@ def _values(column: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
     plain = [value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value for value in column]
     numbers = [v for v in plain if isinstance(v, int | float) and not isinstance(v, bool) and not _missing(v)]
     numeric = len(numbers) == sum(not _missing(v) for v in plain)
-    names = _ranges(plain, numbers) if numeric and len(set(numbers)) > NUMERIC_VALUES else [_name(v) for v in plain]
+    ranges = _ranges(plain, numbers) if numeric and len(set(numbers)) > NUMERIC_VALUES else []
+    names = ranges or [_name(value) for value in plain]
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         rows.setdefault(name, []).append(row)
     by_size = sorted(rows.items(), key=lambda item: (-len(item[1]), item[0]))
+    if names is ranges:
+        by_size = [(name, rows[name]) for name in dict.fromkeys(ranges[row] for row in _ascending(plain))]
     kept, rest = by_size[:LARGEST_SLICES], by_size[LARGEST_SLICES:]
     if rest:
         kept.append((f"({len(rest)} other values)", sorted(row for _, chosen in rest for row in chosen)))
@@ -114,6 +117,11 @@ def _missing(value: Any) -> bool:
 
 def _name(value: Any) -> str:
     return "(missing)" if _missing(value) else str(value)[:80]
+
+
+def _ascending(column: Sequence[Any]) -> list[int]:
+    """Rows by value, missing ones last."""
+    return sorted(range(len(column)), key=lambda row: math.inf if _missing(column[row]) else column[row])
 
 
 def _ranges(column: Sequence[Any], numbers: Sequence[float]) -> list[str]:

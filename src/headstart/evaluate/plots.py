@@ -210,7 +210,7 @@ def heat_map(counts: Sequence[Sequence[int]], labels: Sequence[str], size: int =
     """
     many = len(labels) > 20
     short = [_cut(label, 18) for label in labels]
-    gutter = 30 if many else min(150, 12 + int(6.2 * max(len(text) for text in short)))
+    gutter = 30 if many else min(160, 14 + int(7 * max(len(text) for text in short)))
     cell = (size - gutter - 6) / max(1, len(labels))
     parts = [_rect(gutter, 6, cell * len(labels), cell * len(labels), "empty")]
     for i, row in enumerate(counts):

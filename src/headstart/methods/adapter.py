@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headstart.errors import MethodError
 from headstart.methods._checks import choice, whole
 from headstart.protocols import Context, Method
-from headstart.values import Group
+from headstart.values import Batch, Group
 
 CHILD = "headstart_adapter"
 """The name under which a block holds its adapter; all other names stay as they are."""
@@ -57,15 +57,17 @@ class Adapter(Method):
         choice("adapter:activation", self.activation, ("relu", "gelu"))
 
     def adapt(self, model: nn.Module, ctx: Context) -> nn.Module:
-        """Put an adapter behind each block. Raises MethodError for a block whose width cannot be told."""
+        """Put an adapter behind each block. Raises MethodError for a block that cannot take one."""
         backbone: Any = model.backbone
-        for block in backbone.blocks:
+        last = "NHWC" in str(getattr(getattr(backbone, "network", None), "output_fmt", ""))
+        with ctx.quiet(model), torch.no_grad():
+            widths = _widths(backbone)
+        for block, wide in zip(backbone.blocks, widths, strict=True):
             ctx.claim(block)
-            wide = _width(block)
             narrow = self.width if self.width is not None else max(1, wide // self.reduction)
             there = getattr(block, CHILD, None)
             if there is None:
-                self._insert(block, Bottleneck(wide, narrow, self.activation, ctx.generator))
+                self._insert(block, Bottleneck(wide, narrow, self.activation, last, ctx.generator))
             elif (there.down.shape[0], there.activation) != (narrow, self.activation):
                 raise MethodError(
                     f"this backbone holds adapters of width {there.down.shape[0]} with {there.activation} already, "
@@ -94,12 +96,12 @@ class Adapter(Method):
 
 
 class Bottleneck(nn.Module):
-    """h + U f(D h + b) + c on the channels of (N,T,V), (N,V), (N,V,H,W) or (N,H,W,V).
+    """h + U f(D h + b) + c on the channels of (N,T,V), (N,V), (N,V,H,W) or, with `last`, (N,H,W,V).
 
     Its weights are bare parameters rather than Linear layers, so that no other method takes them for the backbone's.
     """
 
-    def __init__(self, wide: int, narrow: int, activation: str, generator: torch.Generator) -> None:
+    def __init__(self, wide: int, narrow: int, activation: str, last: bool, generator: torch.Generator) -> None:
         super().__init__()
         # The scale of LoRA's first factor: outputs of unit size for inputs of unit size.
         drawn = torch.randn((narrow, wide), generator=generator, device=generator.device).cpu()
@@ -108,12 +110,13 @@ class Bottleneck(nn.Module):
         self.up = nn.Parameter(torch.zeros(wide, narrow))
         self.up_bias = nn.Parameter(torch.zeros(wide))
         self.activation = activation
+        self.last = last
 
     def forward(self, hidden: Tensor) -> Tensor:
         """The hidden states with the bottleneck's answer added; same shape."""
         wide = self.up.shape[0]
         act = F.gelu if self.activation == "gelu" else F.relu
-        if hidden.ndim == 4 and hidden.shape[1] == wide:
+        if hidden.ndim == 4 and not self.last and hidden.shape[1] == wide:
             inner = act(F.conv2d(hidden, self.down[:, :, None, None], self.down_bias))
             return hidden + F.conv2d(inner, self.up[:, :, None, None], self.up_bias)
         if hidden.shape[-1] != wide:
@@ -136,8 +139,55 @@ def _bottlenecks(model: nn.Module) -> Iterator[Bottleneck]:
     return (module for module in model.modules() if isinstance(module, Bottleneck))
 
 
-def _width(block: nn.Module) -> int:
-    """The width of a block's answer: that of its last layer, in the order in which layers were registered."""
+def _widths(backbone: Any) -> list[int]:
+    """The width of each block's answer: as seen on one small input, else as its layers say."""
+    blocks = list(backbone.blocks)
+    for block in blocks:
+        if isinstance(block, nn.ModuleDict | nn.ModuleList):
+            kind = type(block).__name__
+            raise MethodError(f"blocks of type {kind} run whatever they hold, so no adapter fits in; use lora instead")
+    said = [_said(block) for block in blocks]
+    seen: dict[int, torch.Size] = {}
+
+    def look(block: nn.Module, inputs: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        seen[id(block)] = first.shape
+
+    hooks = [block.register_forward_hook(look) for block in blocks]
+    try:
+        backbone.features(_small(backbone))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = []
+    for block, width in zip(blocks, said, strict=True):
+        shape = seen.get(id(block))
+        # The last axis of tokens is their width; of a map either axis may be, and the layers tell.
+        found.append(shape[-1] if shape is not None and len(shape) == 3 else width)
+    if None in found:
+        odd = type(blocks[found.index(None)]).__name__
+        raise MethodError(f"cannot tell the width of a block of type {odd}; use lora instead")
+    return found  # type: ignore[return-value]
+
+
+def _small(backbone: Any) -> Batch:
+    """One row that the network can read: its own example where it has one."""
+    device = next(backbone.parameters()).device
+    if hasattr(backbone, "example"):
+        example: Batch = backbone.example().to(device)
+        return example
+    if backbone.modality == "text":
+        ids = torch.full((1, 4), 1 if backbone.preprocessing.get("pad_id", 0) == 0 else 0, device=device)
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    else:
+        size = int(backbone.preprocessing.get("image_size", 32))
+        inputs = {"pixels": torch.zeros(1, 3, size, size, device=device)}
+    one = torch.zeros(1, dtype=torch.int64, device=device)
+    return Batch(inputs, None, torch.ones(1, device=device), one, one)
+
+
+def _said(block: nn.Module) -> int | None:
+    """The width of a block's last layer, in the order in which layers were registered."""
     width: int | None = None
     for module in block.modules():
         if isinstance(module, Bottleneck):
@@ -148,6 +198,4 @@ def _width(block: nn.Module) -> int:
             width = module.out_channels
         elif "norm" in type(module).__name__.lower() and isinstance(getattr(module, "weight", None), Tensor):
             width = len(module.weight)  # type: ignore[arg-type]
-    if width is None:
-        raise MethodError(f"cannot tell the width of a block of type {type(block).__name__}; use lora instead")
     return width

@@ -6,7 +6,8 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 100_000_000
 """A picture with more pixels is refused before it is decoded: a small file can unpack to all of memory."""
+
+LONGEST = 16
+"""Of a picture longer than this many times its width only the middle is resized; the rest would be cut off anyway."""
 
 
 def name_of(value: Any, row: int) -> str:
@@ -76,13 +80,23 @@ def decode(value: Any, row: int) -> Image:
     """The picture of a row as upright RGB, transparency on white, 16 bits scaled to 8. Raises DataError."""
     from PIL import ImageOps
 
+    with _opened(value, row) as picture:
+        return _rgb(ImageOps.exif_transpose(picture))
+
+
+@contextmanager
+def _opened(value: Any, row: int) -> Iterator[Image]:
+    """The picture of a row, closed afterwards unless it was given open; damage inside becomes a DataError."""
     picture = open_picture(value, row)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _rgb(ImageOps.exif_transpose(picture))
+            yield picture
     except Exception as error:  # damaged pixels fail in many ways, by format
         raise DataError(f"{name_of(value, row)}: damaged or cut short: {error or type(error).__name__}") from None
+    finally:
+        if picture is not value:
+            picture.close()
 
 
 def _from_array(array: npt.NDArray[Any], where: str) -> Image:
@@ -125,6 +139,8 @@ def fit(picture: Image, settings: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
 
     size, resize, mode = int(settings["image_size"]), int(settings["resize"]), settings["crop_mode"]
     way = pil.Resampling[str(settings["interpolation"]).upper()]
+    if mode == "center":
+        picture = _middle(picture)
     width, height = picture.size
     if mode == "squash":
         wanted = (resize, resize)
@@ -136,6 +152,16 @@ def fit(picture: Image, settings: Mapping[str, Any]) -> npt.NDArray[np.uint8]:
         picture = picture.resize(wanted, way)
     fill = tuple(round(255 * value) for value in settings["mean"])
     return _centre(picture, size, fill)
+
+
+def _middle(picture: Image) -> Image:
+    """The middle of a picture that is more than `LONGEST` times as long as wide, which would grow beyond memory."""
+    width, height = picture.size
+    across, along = min(width, LONGEST * height), min(height, LONGEST * width)
+    if (across, along) == picture.size:
+        return picture
+    left, top = (width - across) // 2, (height - along) // 2
+    return picture.crop((left, top, left + across, top + along))
 
 
 def _centre(picture: Image, size: int, fill: tuple[int, ...]) -> npt.NDArray[np.uint8]:
@@ -157,17 +183,12 @@ def _half(margin: int) -> int:
 
 def look(value: Any, row: int) -> tuple[int, int, float, float]:
     """(width, height, brightness, contrast) of a row's picture, upright; the last two from a copy of 64 pixels."""
-    from PIL import ImageOps
-
-    picture = open_picture(value, row)
-    swap = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-    size = picture.size[::-1] if swap else picture.size
-    try:
+    with _opened(value, row) as picture:
+        swap = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        width, height = picture.size[::-1] if swap else picture.size
         if picture is not value:
             picture.draft("RGB", (64, 64))
-        small = _rgb(picture) if max(picture.size) <= 4096 else _rgb(ImageOps.contain(picture, (4096, 4096)))
-        small = ImageOps.contain(small, (64, 64))
+        small = _rgb(picture)
+        small.thumbnail((64, 64))
         grey = np.asarray(small.convert("L"), dtype=np.float64) / 255
-    except Exception as error:  # damaged pixels fail in many ways, by format
-        raise DataError(f"{name_of(value, row)}: damaged or cut short: {error or type(error).__name__}") from None
-    return size[0], size[1], float(grey.mean()), float(grey.std())
+    return width, height, float(grey.mean()), float(grey.std())

@@ -1,0 +1,104 @@
+"""Runs of the real loop over tiny backbones, for the contract of every method and the table of pairs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent / "methods"))
+
+from method_helpers import CLASSES, CLS, PAD, SEP, VOCABULARY, make_model
+
+from headstart.catalog import entries
+from headstart.encoded import Encoded
+from headstart.hooks import Hooks
+from headstart.loop import Listener, Loop, Trained
+from headstart.modalities.image import ImageModality
+from headstart.modalities.text import TextModality
+from headstart.protocols import Method, Prepared
+from headstart.spec import TrainingSpec
+from headstart.tasks.classification import Classification
+
+OPTIONS: Mapping[str, dict[str, Any]] = {
+    "freeze": {"decay": 0.5},
+    "lora": {"r": 2},
+    "soup": {"k": 2},
+    "l2sp": {"weight": 0.1},
+    "pgd": {"steps": 2},
+    "ema": {"decay": 0.5},
+}
+"""Options with which a method shows its work in a run of a few steps; the others have working defaults."""
+
+ROWS = 24
+
+
+class Tensors(Prepared):
+    """Rows that are tensors already."""
+
+    def __init__(self, inputs: dict[str, Tensor]) -> None:
+        self.inputs = inputs
+        self.lengths = np.ones(len(next(iter(inputs.values()))), dtype=np.int32)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def take(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        index = torch.as_tensor(list(rows))
+        return {name: value[index].clone() for name, value in self.inputs.items()}
+
+
+def make_rows(kind: str, seed: int = 0) -> Encoded:
+    """24 rows of three classes that show in their tokens or colours."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(ROWS) % CLASSES
+    if kind == "text":
+        own = 5 + labels[:, None] * 10 + torch.randint(0, 10, (ROWS, 7), generator=generator)
+        noise = torch.randint(5, VOCABULARY, (ROWS, 7), generator=generator)
+        words = torch.where(torch.rand(ROWS, 7, generator=generator) < 0.7, own, noise)
+        edge = torch.ones(ROWS, 1, dtype=torch.int64)
+        ids = torch.cat([CLS * edge, words, SEP * edge, PAD * edge], 1)
+        inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+    else:
+        pixels = torch.rand(ROWS, 3, 8, 8, generator=generator) * 0.5
+        pixels[torch.arange(ROWS), labels] += 0.4
+        inputs = {"pixels": pixels}
+    return Encoded(Tensors(inputs), labels, torch.ones(ROWS), torch.zeros(ROWS, dtype=torch.int64))
+
+
+def make_method(name: str) -> Method:
+    method: Method = entries("methods")[name].load()(**OPTIONS.get(name, {}))
+    return method
+
+
+def make_loop(names: Sequence[str], kind: str, *, checkpoint: Path | None = None, epochs: int = 3) -> Loop:
+    """A loop with these methods in this order."""
+    modality = TextModality() if kind == "text" else ImageModality()
+    task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
+    training = TrainingSpec(batch_size=8, learning_rate=5e-3, patience=None, checkpoint_every=1e-9)
+    hooks = Hooks({name: make_method(name) for name in names}, task, modality, seed=0)
+    return Loop(
+        make_model(kind), hooks, make_rows(kind), make_rows(kind, 1), training, epochs, 5e-3, torch.device("cpu"),
+        checkpoint=checkpoint, identity="contract",
+    )  # fmt: skip
+
+
+def train(loop: Loop, listen: Listener | None = None, *, resume: bool = False) -> Trained:
+    """Train with torch's generator fixed, as a run of `fit` does."""
+    torch.manual_seed(0)
+    if listen is not None:
+        loop.listen = listen
+    return loop.train(resume=resume)
+
+
+def weights(result: Trained) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in result.model.state_dict().items()}
+
+
+def same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
