@@ -9,8 +9,6 @@ SHELL := /bin/bash
 BIN := $(VENV)/bin
 TICKETS := src/headstart/examples/support_tickets
 
-# One thread a process: two test workers on two cores gain nothing from more, and sums keep their order.
-export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DELETE_ON_ERROR:
@@ -44,6 +42,8 @@ demo-images: install
 	$(BIN)/headstart fit $(OUT)/digits-data/train --test $(OUT)/digits-data/test --out $(OUT)/digits --seed 1
 	@echo "Report: $(OUT)/digits/report.html"
 
+# One thread a worker: the workers are as many as the cores of a small machine, and sums keep their order.
+test: export OMP_NUM_THREADS ?= 1
 test: install
 	$(BIN)/python -m pytest -n $(WORKERS)
 

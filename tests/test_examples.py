@@ -134,7 +134,8 @@ def test_module_command_writes_digits_and_reports_errors_as_one_line(tmp_path: P
 
 def test_show_prints_prediction_probability_and_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "predictions.csv"
-    file.write_text("text,prediction,refund,late\nwhere is it,late,0.1,0.9\n" + "x" * 90 + ",refund,0.75,0.25\n")
+    head = "text,prediction,probability_very_late,probability_refund,probability_late\n"
+    file.write_text(f"{head}where is it,late,0.0,0.1,0.9\n{'x' * 90},refund,0.0,0.75,0.25\n")
     assert show(file)[0] == "late     90%  where is it"
     assert show(file)[1].startswith("refund   75%  xxx") and show(file)[1].endswith("x…")
     assert main(["show", str(tmp_path / "absent.csv")]) == 2

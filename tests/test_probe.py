@@ -20,11 +20,14 @@ def test_the_solution_is_logistic_regression() -> None:
     x, y = problem()
     task = tasks.fit("classification", [str(value) for value in y])
     weight, bias = probe.solve(torch.from_numpy(x).double(), torch.from_numpy(y), task, 10.0)
-    centred = x - x.mean(0)
-    scale = np.sqrt((centred**2).sum(1).mean())
-    reference = LogisticRegression(C=10.0, max_iter=5000, tol=1e-10).fit(centred / scale, y)
+    z = standardised(x)
+    reference = LogisticRegression(C=10.0, max_iter=5000, tol=1e-10).fit(z, y)
     ours = torch.softmax(torch.from_numpy(x).double() @ weight.T + bias, 1).numpy()
-    assert np.abs(ours - reference.predict_proba(centred / scale)).max() < 1e-3
+    assert np.abs(ours - reference.predict_proba(z)).max() < 1e-3
+
+
+def standardised(x: np.ndarray) -> np.ndarray:
+    return (x - x.mean(0)) / x.std(0) / np.sqrt(x.shape[1])
 
 
 def test_for_regression_it_is_ridge() -> None:
@@ -33,8 +36,7 @@ def test_for_regression_it_is_ridge() -> None:
     task = tasks.fit("regression", y.tolist())
     weight, bias = probe.solve(torch.from_numpy(x).double(), task.encode(y.tolist()), task, 10.0)
     found = task.scores((torch.from_numpy(x).double() @ weight.T + bias).float()).numpy()[:, 0]
-    centred = x - x.mean(0)
-    z = centred / np.sqrt((centred**2).sum(1).mean())
+    z = standardised(x)
     # mean squared error + l2/2 |W|^2 is n times Ridge's objective for alpha = n * l2 / 2.
     reference = Ridge(alpha=1 / (2 * 10.0)).fit(z, y).predict(z)
     assert np.abs(found - reference).max() < 1e-2

@@ -329,13 +329,16 @@ class Loop:
 
 
 def set_modes(model: nn.Module) -> None:
-    """Training mode, except for parts of the backbone in which nothing learns: they run as at inference."""
+    """Training mode, except where nothing learns: such parts of the backbone, and frozen BatchNorms, run as at inference."""
     model.train()
     backbone: Any = model.backbone
     for part in (*backbone.stem, *backbone.blocks, *backbone.tail):
         learning = [p.requires_grad for p in part.parameters()] if isinstance(part, nn.Module) else []
         if learning and not any(learning):
             part.eval()
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+            module.eval()
     if not any(p.requires_grad for p in backbone.parameters()):
         backbone.eval()
 

@@ -2,10 +2,11 @@
 
 The objective is the task's own loss, so one solver serves classes, several labels and regression:
 
-    min_W,b  1/n sum_i loss(W z_i + b, y_i) + l2/2 |W|^2        z = (x - mean) / scale
+    min_W,b  1/n sum_i loss(W z_i + b, y_i) + l2/2 |W|^2        z = (x - mean) / (sd * sqrt(D))
 
-with one scale for all features (their root mean square norm), which is folded back into W and b. C = 1 / (n * l2) is
-the inverse strength of scikit-learn's LogisticRegression. Solved by L-BFGS (Liu & Nocedal 1989), full batch, float64.
+Features are standardised one by one and scaled to a mean square norm of 1, which is folded back into W and b: the
+problem is well conditioned, and one grid of strengths serves every backbone. C = 1 / (n * l2) is the inverse strength of
+scikit-learn's LogisticRegression. Solved by L-BFGS (Liu & Nocedal 1989), full batch, float64.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ from torch import Tensor
 
 from headstart.protocols import Task
 
-STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
-"""Values of C that are tried, weakest model first; on Banking77 and on 8 rows a class the best lie inside."""
+STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+"""Values of C that are tried, simplest model first; on Banking77 the best are 10 (all rows) and 30 (10 a class)."""
+
+FLAT = 0.1
+"""A feature's sd counts as at least this share of the root mean square sd, so that a nearly constant one is not blown up."""
 
 FOLDS = 5
 """Folds of the cross-validation that chooses C where no validation rows are given."""
@@ -77,7 +81,9 @@ def fit(
 def solve(x: Tensor, targets: Tensor, task: Task, c: float) -> tuple[Tensor, Tensor]:
     """W (K,D) and b (K,) for one strength; x (n,D) float64."""
     mean = x.mean(0)
-    scale = (x - mean).square().sum(1).mean().sqrt().clamp_min(1e-12)
+    spread = (x - mean).square().mean(0).sqrt()
+    floor = (FLAT * spread.square().mean().sqrt()).clamp_min(1e-12)
+    scale = spread.clamp_min(floor) * x.shape[1] ** 0.5
     z = (x - mean) / scale
     l2 = 1.0 / (c * len(x))
     weight = torch.zeros(task.outputs, x.shape[1], dtype=x.dtype, requires_grad=True)

@@ -304,6 +304,16 @@ def test_folder_without_pictures(tmp_path: Path, spec: Any) -> None:
     says(lambda: data.load(spec(train=tmp_path / "flowers")), "holds no pictures", "expected CLASS/picture.jpg", ".png")
 
 
+def test_folder_of_files_without_a_training_file(write_text: Any, tmp_path: Path, spec: Any) -> None:
+    write_text(GOOD, "tickets.csv")
+    says(
+        lambda: data.load(spec(train=tmp_path)),
+        "without one called train",
+        "tickets.csv'",
+        "train, validation and test",
+    )
+
+
 def test_pictures_without_classes(tmp_path: Path, pictures: Any, spec: Any) -> None:
     folder = pictures({"rose": 2})
     says(lambda: data.load(spec(train=folder / "rose")), "no class folders", "expected CLASS/picture.jpg")

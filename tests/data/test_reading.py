@@ -186,6 +186,12 @@ def test_folder_of_pictures(pictures: Any) -> None:
     assert table.said == ("the folder 'empty' holds no pictures, so it is no class",)
 
 
+def test_folder_of_domains_is_said(pictures: Any) -> None:
+    table = data.read(pictures({"photo/dog": 1, "photo/cat": 1, "sketch/dog": 1}))
+    assert table.table.column("label").to_pylist() == ["photo", "photo", "sketch"]
+    assert "if it is the inner one (dog), give one outer folder" in table.said[0]
+
+
 def test_folder_of_pictures_in_splits(pictures: Any) -> None:
     table = data.read(pictures({"train/a": 2, "train/b": 1, "valid/a": 1, "Test/b": 1}))
     assert table.splits is not None

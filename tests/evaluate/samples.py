@@ -67,7 +67,10 @@ def _common(task: Task, modality: str, ref: str) -> dict[str, Any]:
         },
         "plan": {
             "estimated_seconds": 120.0, "actual_seconds": 131.0,
-            "stages": [{"name": "probe", "memory_bytes": 90_865_184}, {"name": "finetune", "memory_bytes": 363_000_000}],
+            "stages": [
+                {"name": "probe", "memory_bytes": 90_000_000},
+                {"name": "finetune", "memory_bytes": 363_000_000},
+            ],
         },
         "calibration": {"temperature": 0.87},
         "backbone": {
@@ -75,7 +78,9 @@ def _common(task: Task, modality: str, ref: str) -> dict[str, Any]:
             "source": {"package": ref.partition(":")[2], "version": "0.1.0", "license": "apache-2.0"},
             "digest": "53aa5117" * 8,
         },
-        "data": {"fingerprint": "9f31c2aa" * 8, "columns": {"input": modality}, "said": [f"input: column '{modality}'"]},
+        "data": {
+            "fingerprint": "9f31c2aa" * 8, "columns": {"input": modality}, "said": [f"input: column '{modality}'"],
+        },
         "environment": {
             "python": "3.12.4", "platform": "Linux-6.1-x86_64", "cpu_count": 2, "threads": 2, "device": "cpu",
             "packages": {"headstart": "0.1.0", "torch": "2.14.1", "transformers": "5.23.0"},
@@ -85,7 +90,13 @@ def _common(task: Task, modality: str, ref: str) -> dict[str, Any]:
 
 def _stages(metric: str, finish: float) -> list[dict[str, Any]]:
     history = [
-        {"epoch": e + 1, "step": 57 * (e + 1), "seconds": 22.0 * (e + 1), "loss": 1.9 * 0.55**e, metric: finish - 0.1 * 0.4**e}
+        {
+            "epoch": e + 1,
+            "step": 57 * (e + 1),
+            "seconds": 22.0 * (e + 1),
+            "loss": 1.9 * 0.55**e,
+            metric: finish - 0.1 * 0.4**e,
+        }
         for e in range(5)
     ]
     return [
@@ -105,7 +116,10 @@ FINDINGS = [
         "level": "warning", "code": "leakage",
         "message": "7 test rows have the same text as a training row", "rows": [12, 40, 77, 130, 131, 202, 340],
     },
-    {"level": "note", "code": "lengths", "message": "half of the texts have 14 tokens or fewer, the longest 96", "rows": []},
+    {
+        "level": "note", "code": "lengths",
+        "message": "half of the texts have 14 tokens or fewer, the longest 96", "rows": [],
+    },
 ]  # fmt: skip
 
 TRANSFER = [
@@ -186,7 +200,12 @@ def regression_report() -> Report:
 def comparison() -> dict[str, Any]:
     """Four arms at three budgets over three seeds, as `Comparison.to_json` gives them."""
     rng = np.random.default_rng(4)
-    top = {"recipe": (0.74, 0.88, 0.938), "scratch": (0.11, 0.38, 0.79), "probe": (0.70, 0.85, 0.915), "lora": (0.69, 0.87, 0.93)}
+    top = {
+        "recipe": (0.74, 0.88, 0.938),
+        "scratch": (0.11, 0.38, 0.79),
+        "probe": (0.70, 0.85, 0.915),
+        "lora": (0.69, 0.87, 0.93),
+    }
     learned = {"recipe": 22_716_296, "scratch": 22_716_296, "probe": 29_645, "lora": 324_000}
     cells, summary = [], []
     for place, (budget, rows) in enumerate((("1%", 90), ("10%", 900), ("100%", 9000))):
@@ -202,11 +221,17 @@ def comparison() -> dict[str, Any]:
             summary.append(
                 {
                     "arm": arm, "budget": budget, "rows": rows, "seeds": 3, "mean": float(drawn.mean()),
-                    "sd": float(drawn.std(ddof=1)), "seconds": rows / 60, "trainable": learned[arm], "total": 22_716_296,
+                    "sd": float(drawn.std(ddof=1)), "seconds": rows / 60, "trainable": learned[arm],
+                    "total": 22_716_296,
                 }
             )  # fmt: skip
     effects = [
         {"against": arm, "budget": budget, "value": gain, "low": gain - 0.02, "high": gain + 0.02, "p": 0.002}
-        for budget, arm, gain in (("1%", "scratch", 0.63), ("1%", "probe", 0.04), ("100%", "scratch", 0.15), ("100%", "lora", 0.008))
+        for budget, arm, gain in (
+            ("1%", "scratch", 0.63),
+            ("1%", "probe", 0.04),
+            ("100%", "scratch", 0.15),
+            ("100%", "lora", 0.008),
+        )
     ]
     return {"metric": "accuracy", "cells": cells, "summary": summary, "transfer": effects}

@@ -50,6 +50,8 @@ class HFImageBackbone(PictureBackbone):
         else:
             tokens, lead = hidden, self._lead(pixels, hidden)
         if self.pool is None:
+            if getattr(out, "pooler_output", None) is None:
+                raise BackboneError(f"'{self.ref}' has no pooling of its own: set backbone.pooling to 'mean'")
             pooled = out.pooler_output.flatten(1)
         else:
             if self.mode == "cls" and lead == 0:

@@ -177,10 +177,12 @@ def rebuild(record: Mapping[str, Any]) -> TimmBackbone:
 
 
 def block_paths(network: nn.Module) -> list[str]:
-    """Paths of the network's blocks: the coarse groups that timm itself declares, else its largest list of layers."""
-    patterns: Any = []
-    if hasattr(network, "group_matcher"):
-        patterns = network.group_matcher(coarse=True).get("blocks", [])  # type: ignore[operator]
+    """Paths of the network's blocks: the coarse groups that timm itself declares.
+
+    Where it declares none that are modules, the largest list of layers, and without one all children with weights.
+    """
+    matcher: Any = network.group_matcher(coarse=True) if hasattr(network, "group_matcher") else {}  # type: ignore[operator]
+    patterns: Any = matcher.get("blocks", []) if isinstance(matcher, Mapping) else []
     if isinstance(patterns, str):
         patterns = [(patterns, None)]
     expressions = [re.compile(item if isinstance(item, str) else item[0]) for item in patterns]
@@ -195,7 +197,12 @@ def block_paths(network: nn.Module) -> list[str]:
                     paths.append(path)
                 break
     outermost = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
-    return outermost or largest_list(network)
+    if outermost:
+        return outermost
+    try:
+        return largest_list(network)
+    except BackboneError:
+        return [name for name, child in network.named_children() if any(True for _ in child.parameters())]
 
 
 def _create(

@@ -76,6 +76,12 @@ def read_pictures(folder: Path) -> tuple[pa.Table, list[str]]:
             f"and {counted(len(loose), 'picture')} beside them, such as '{loose[0]}': move each into a class folder"
         )
     said = [f"the folder '{name}' holds no pictures, so it is no class" for name in sorted(set(classes) - set(filled))]
+    inner = [{path.name for path in _subfolders(filled[name])} for name in sorted(filled)]
+    if len(inner) > 1 and set.intersection(*inner):
+        said.append(
+            f"the class of a picture is its outer folder ({', '.join(sorted(filled)[:4])}); "
+            f"if it is the inner one ({', '.join(sorted(set.intersection(*inner))[:4])}), give one outer folder"
+        )
     if loose:
         return spool(pa.schema([("image", pa.string())]), _batches(iter([(name, None) for name in loose]))), said
     named = ((f"{name}/{inner}", name) for name in sorted(filled) for inner in _pictures(filled[name]))

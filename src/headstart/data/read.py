@@ -97,6 +97,14 @@ def _folder(path: Path, encoding: str, columns: Sequence[str] | None, on_bad_row
     if inner:
         options: dict[str, Any] = {"encoding": encoding, "columns": columns, "on_bad_row": on_bad_row}
         return _container(path, {name: read(each, **options) for name, each in inner.items()})
+    files = [
+        entry.name for entry in sorted(path.iterdir()) if entry.is_file() and format_of(entry) not in (None, "images")
+    ]
+    if files and not folders.has_pictures(path):
+        raise DataError(
+            f"'{path}' is a folder of files without one called train: name a file, such as '{path / files[0]}', "
+            f"or call them train, validation and test"
+        )
     table, said = folders.read_pictures(path)
     return Table(table, str(path), "images", path, None, tuple(said))
 

@@ -116,14 +116,23 @@ def _divide(shares: dict[str, Share], spec: Spec, task: str, how: str, by: str |
         raise DataError("data.test_fraction and data.validation_fraction leave no rows for training: lower one of them")
     if test_share:
         rng = np.random.default_rng([spec.training.seed, _TEST_DRAW])
-        shares["test"] = _split_off("test", train, test_share, task, how, by, rng, said)
+        test = _split_off("test", train, test_share, task, how, by, rng, said)
+        if test is None:
+            raise DataError(
+                "no test rows can be split off, for each class has a single input: give a test file instead"
+            )
+        shares["test"] = test
     if "validation" in shares:
         return
     if how in ("stratified", "random") and not _enough(train, task, said):
         return
     rng = np.random.default_rng([spec.training.seed, _VALIDATION_DRAW])
     share = data.validation_fraction * total / len(train.positions)
-    shares["validation"] = _split_off("validation", train, share, task, how, by, rng, said)
+    validation = _split_off("validation", train, share, task, how, by, rng, said)
+    if validation is None:
+        said.append("no validation rows are split off, for each class has a single input: choices use cross-validation")
+    else:
+        shares["validation"] = validation
 
 
 def _enough(train: Share, task: str, said: list[str]) -> bool:
@@ -145,7 +154,7 @@ def _enough(train: Share, task: str, said: list[str]) -> bool:
 def _split_off(
     name: str, train: Share, share: float, task: str, how: str, by: str | None, rng: np.random.Generator,
     said: list[str],
-) -> Share:  # fmt: skip
+) -> Share | None:  # fmt: skip
     source, at = train.source, train.positions
     classes = train.classes(task)
     if by is not None:
@@ -161,6 +170,8 @@ def _split_off(
         held, manner = splits.hold_out(source.scan.keys[at], share, rng, classes), "by class"
     else:
         held, manner = splits.hold_out(source.scan.keys[at], share, rng), "at random"
+    if not held.any():
+        return None
     said.append(f"{counted(int(held.sum()), f'{name} row')} of {len(at)} are split off the training rows, {manner}")
     train.positions = at[~held]
     return Share(name, source, at[held], own=False)

@@ -15,7 +15,7 @@ import numpy as np
 from headstart.data.facts import number
 from headstart.errors import DataError
 
-ENOUGH_PER_CLASS = 10
+ENOUGH_PER_CLASS = 16
 """With fewer rows a class on average no validation rows are split off: one row a class says little and costs much."""
 _ALWAYS_FROM = 4
 _GROUP_TRIES = 50
@@ -34,9 +34,9 @@ def hold_out(
 ) -> np.ndarray:
     """A mask of rows to hold out, (N,) bool: by class where there are classes, at random otherwise.
 
-    keys: (N,) uint64, equal for equal inputs. Every class keeps a row in training. At least one row is held out, and
-    one kept, where there are two different inputs. Shares are of different inputs, spread over classes by largest
-    remainder; a class of four or more inputs always gives one.
+    keys: (N,) uint64, equal for equal inputs. Every class keeps a row in training, so that none can be held out where
+    each class has one input. Shares are of different inputs, spread over classes by largest remainder; a class of four
+    or more inputs always gives one. Raises DataError where all inputs are equal.
     """
     _, first, unit = np.unique(keys, return_index=True, return_inverse=True)
     if len(first) < 2:
@@ -69,7 +69,7 @@ def _allocate(counts: np.ndarray, share: float) -> np.ndarray:
     held = np.maximum(held, (counts >= _ALWAYS_FROM).astype(np.int64))
     held = np.minimum(held, counts - 1)
     missing = max(1, round(share * counts.sum())) - held.sum()
-    for code in np.argsort(-(exact - np.floor(exact)), kind="stable"):
+    for code in np.argsort(-(exact - held), kind="stable"):
         if missing <= 0:
             break
         if held[code] + 1 < counts[code]:
@@ -179,27 +179,41 @@ def subsample(
     per_class: that many rows of each class, or all that it has. fraction: that share of each class, one row at least.
     Raises DataError for per_class without classes.
     """
-    keep = np.ones(count, bool)
-    if per_class is not None:
-        if classes is None:
+    if classes is None:
+        if per_class is not None:
             raise DataError("data.per_class needs classes, and the targets are numbers: use data.fraction")
-        if all(len(names) == 1 for names in classes):
-            keep &= _ranks(rarest(classes), rng) < per_class
-        else:
-            keep &= _enough_of_each(classes, per_class, rng)
-    if fraction is not None:
-        codes = np.zeros(count, np.int64) if classes is None else rarest(classes)
-        wanted = np.maximum(1, np.round(fraction * np.bincount(codes))).astype(np.int64)
-        keep &= _ranks(codes, rng) < wanted[codes]
-    return keep
+        codes = np.zeros(count, np.int64)
+    else:
+        codes = rarest(classes)
+    sizes = np.bincount(codes)
+    wanted = sizes if fraction is None else np.maximum(1, np.round(fraction * sizes)).astype(np.int64)
+    ranks = _ranks(codes, rng)  # one order for both limits, so that together they leave every class a row
+    if classes is None or all(len(names) == 1 for names in classes):
+        return np.asarray(ranks < np.minimum(wanted, per_class or count)[codes], bool)
+    keep = np.asarray(ranks < wanted[codes], bool)
+    if per_class is not None:
+        keep &= _enough_of_each(classes, keep, per_class, rng)
+    return _with_every_class(keep, classes)
 
 
-def _enough_of_each(classes: Sequence[tuple[str, ...]], per_class: int, rng: np.random.Generator) -> np.ndarray:
+def _enough_of_each(
+    classes: Sequence[tuple[str, ...]], among: np.ndarray, per_class: int, rng: np.random.Generator
+) -> np.ndarray:
     """Several labels a row: in random order, keep a row while one of its labels has too few."""
     keep = np.zeros(len(classes), bool)
     seen: Counter[str] = Counter()
-    for row in rng.permutation(len(classes)):
-        if any(seen[name] < per_class for name in classes[row]):
+    for row in rng.permutation(len(classes)).tolist():
+        if among[row] and any(seen[name] < per_class for name in classes[row]):
             keep[row] = True
             seen.update(classes[row])
+    return keep
+
+
+def _with_every_class(keep: np.ndarray, classes: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Take back the first row of each class that a sample has lost."""
+    kept = {name for row in np.flatnonzero(keep).tolist() for name in classes[row]}
+    for row in np.flatnonzero(~keep).tolist():
+        if not kept.issuperset(classes[row]):
+            keep[row] = True
+            kept.update(classes[row])
     return keep

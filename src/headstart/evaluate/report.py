@@ -122,12 +122,12 @@ class Report(Mapping[str, Any]):
         path = path / "report.json" if path.is_dir() else path
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            if record.pop("format") != FORMAT:
-                raise ValueError("another format")
+            if not isinstance(record, dict) or record.pop("format", None) != FORMAT:
+                raise ValueError("its format is another")
             return cls(record)
         except OSError as error:
             raise BundleError(f"cannot read the report '{path}': {error}") from None
-        except (ValueError, AttributeError, KeyError) as error:
+        except ValueError as error:
             raise BundleError(f"'{path}' was cut short or is not a report of format {FORMAT}: {error}") from None
 
     def write(self, folder: str | Path) -> Path:

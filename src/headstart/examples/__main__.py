@@ -36,8 +36,7 @@ def show(file: str | Path, rows: int = 12) -> list[str]:
 
 def _line(row: dict[str, str], wide: int) -> str:
     answer = row["prediction"]
-    # The column of the predicted label is named after it, with or without a prefix.
-    share = next((row[key] for key in row if key == answer or key.endswith((f"_{answer}", f":{answer}"))), "")
+    share = row.get(f"probability_{answer}", "")
     sure = f"{float(share):4.0%}" if share else ""
     text = next(iter(row.values()))
     text = text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"

@@ -83,7 +83,8 @@ class Classification(Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each row, (N,). outputs (N,K); targets (N,) int64, or (N,K) shares that sum to 1."""
-        shares = targets.to(outputs.dtype) if targets.ndim == 2 else functional.one_hot(targets, self.outputs)
+        shares = targets if targets.ndim == 2 else functional.one_hot(targets, self.outputs)
+        shares = shares.to(outputs.dtype)
         smoothing = self.options.label_smoothing
         logs = functional.log_softmax(outputs, dim=-1)
         terms = -((1 - smoothing) * shares + smoothing / self.outputs) * logs

@@ -1,0 +1,148 @@
+"""The main job from Python: recipe, in-memory rows, tasks, resume of a whole run, several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import headstart as hs
+from headstart.errors import BundleError, MethodError, SpecError
+
+SRC = str(Path(__file__).resolve().parent.parent / "src")
+
+
+def files(tickets: dict[str, Path], tiny_bert: Path) -> dict[str, object]:
+    return {"test": tickets["test"], "label": "intent", "backbone": f"file:{tiny_bert}"}
+
+
+def test_the_default_recipe_on_few_rows(tickets: dict[str, Path], tiny_bert: Path) -> None:
+    model = hs.fit(tickets["train"], **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    report = model.report.to_json()  # type: ignore[union-attr]
+    assert [stage["name"] for stage in report["stages"]] == ["contrast", "probe"]
+    assert report["metrics"]["test"]["accuracy"]["value"] > 0.6
+    assert model.predict(["where is my parcel"])[0] in model.labels
+
+
+def test_the_python_example_of_the_readme(tickets: dict[str, Path], tiny_bert: Path, tmp_path: Path) -> None:
+    methods = [hs.methods.Freeze(top=1), hs.methods.L2SP(0.01)]
+    model = hs.fit(tickets["train"], methods=methods, epochs=2, **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    model.save(tmp_path / "saved")
+    loaded = hs.load(tmp_path / "saved")
+    assert np.array_equal(loaded.outputs(["refund please"]), model.outputs(["refund please"]))
+    assert [m["name"] for m in loaded.record["spec"]["stages"][0]["methods"]] == ["freeze", "l2sp"]
+
+
+def test_stages_are_a_sequence_of_runs_each_with_its_bundle(
+    tickets: dict[str, Path], tiny_bert: Path, tmp_path: Path
+) -> None:
+    spec = {
+        "stages": [
+            {"name": "warm", "methods": ["freeze:probe"], "training": {"optimizer": "lbfgs"}},
+            {"name": "lora", "methods": ["lora:r=2"], "training": {"epochs": 1}},
+            {"name": "rest", "methods": ["freeze:decay=0.5"], "training": {"epochs": 1}},
+        ]
+    }
+    model = hs.fit(tickets["train"], spec=spec, out=tmp_path / "run", **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    homes = sorted(path.name for path in (tmp_path / "run" / "stages").iterdir())
+    assert homes == ["1-warm", "2-lora", "3-rest"]
+    assert hs.load(tmp_path / "run" / "stages" / "2-lora").predict(["refund"])
+    stages = model.report.to_json()["stages"]  # type: ignore[union-attr]
+    assert [stage["kept"] for stage in stages] == [False, False, True]
+
+
+@pytest.mark.parametrize("task", ["regression", "multilabel"])
+def test_other_tasks(task: str, tiny_bert: Path) -> None:
+    texts = [f"{a} {b}" for a in ("good", "bad", "great", "terrible") for b in ("film plot actor music one two three".split())] * 2
+    if task == "regression":
+        labels: list[object] = [float({"good": 2, "bad": -1, "great": 4, "terrible": -3}[t.split()[0]]) + len(t) / 100 for t in texts]
+    else:
+        labels = [[t.split()[0], t.split()[1]] for t in texts]
+    model = hs.fit(texts, labels, task=task, backbone=f"file:{tiny_bert}", epochs=2, test=(texts[:8], labels[:8]))
+    found = model.predict(texts[:3])
+    assert len(found) == 3
+    assert isinstance(found[0], float if task == "regression" else list)
+    assert model.report.to_json()["metrics"]["test"]  # type: ignore[union-attr]
+
+
+def test_scratch_is_the_same_architecture_with_other_weights(tickets: dict[str, Path], tiny_bert: Path) -> None:
+    more = {"methods": [], "epochs": 1, **files(tickets, tiny_bert)}
+    trained = hs.fit(tickets["train"], **more)  # type: ignore[arg-type]
+    scratch = hs.fit(tickets["train"], sets=["backbone.pretrained=false"], **more)  # type: ignore[arg-type]
+    first, second = trained.model.state_dict(), scratch.model.state_dict()
+    assert {k: v.shape for k, v in first.items()} == {k: v.shape for k, v in second.items()}
+    assert trained.record["base"]["digest"] != scratch.record["base"]["digest"]
+
+
+def test_a_lora_run_leaves_a_peft_folder_and_plain_weights(tickets: dict[str, Path], tiny_bert: Path, tmp_path: Path) -> None:
+    model = hs.fit(tickets["train"], methods=["lora:r=2"], epochs=1, out=tmp_path / "l", **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    assert (tmp_path / "l" / "adapter" / "adapter_config.json").is_file()
+    assert not any("lora" in name for name in model.model.state_dict())
+    apart = hs.fit(tickets["train"], methods=["lora:r=2,merge=false"], epochs=1, **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    apart.save(tmp_path / "apart")
+    loaded = hs.load(tmp_path / "apart")
+    assert any("lora" in name for name in loaded.model.state_dict())
+    difference = np.abs(loaded.outputs(["refund please"]) - model.outputs(["refund please"])).max()
+    assert difference < 1e-4
+
+
+def test_what_cannot_be_resumed_says_so(tmp_path: Path, tickets: dict[str, Path], tiny_bert: Path) -> None:
+    with pytest.raises(BundleError, match="no unfinished run"):
+        hs.fit(out=tmp_path / "nothing", resume=True)
+    with pytest.raises(SpecError, match="nothing to learn from"):
+        hs.fit()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"identity": "x", "asked": {}}))
+    with pytest.raises(BundleError, match="unfinished run"):
+        hs.fit(tickets["train"], out=tmp_path / "run", **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    with pytest.raises(BundleError, match="another spec or other data"):
+        hs.fit(tickets["train"], out=tmp_path / "run", resume=True, **files(tickets, tiny_bert))  # type: ignore[arg-type]
+
+
+def test_a_third_partys_class_must_be_in_the_catalogue(tickets: dict[str, Path], tiny_bert: Path) -> None:
+    class Mine(hs.Method):
+        pass
+
+    with pytest.raises((MethodError, SpecError), match="not in the catalogue"):
+        hs.fit(tickets["train"], methods=[Mine()], **files(tickets, tiny_bert))  # type: ignore[arg-type]
+
+
+def command(tickets: dict[str, Path], tiny_bert: Path, out: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "headstart.cli", "fit", str(tickets["train"]), "--label", "intent",
+        "--backbone", f"file:{tiny_bert}", "--method", "freeze:decay=0.9", "--epochs", "25", "--batch-size", "4",
+        "--set", "training.checkpoint_every=0.01", "--set", "training.patience=none", "--out", str(out),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_the_command_killed_and_resumed_ends_as_if_left_alone(
+    number: signal.Signals, tickets: dict[str, Path], tiny_bert: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, "PYTHONPATH": SRC, "OMP_NUM_THREADS": "1"}
+    alone = subprocess.run(command(tickets, tiny_bert, tmp_path / "a"), env=environment, capture_output=True, check=False)
+    assert alone.returncode == 0, alone.stderr
+    process = subprocess.Popen(command(tickets, tiny_bert, tmp_path / "b"), env=environment, stderr=subprocess.DEVNULL)
+    checkpoint = tmp_path / "b" / "checkpoint.safetensors"
+    for _ in range(1200):
+        if checkpoint.exists():
+            break
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.wait(60)
+    if number == signal.SIGINT:
+        assert process.returncode == 130
+    assert checkpoint.exists()
+    resumed = [*command(tickets, tiny_bert, tmp_path / "b"), "--resume"]
+    again = subprocess.run(resumed, env=environment, capture_output=True, check=False)
+    assert again.returncode == 0, again.stderr
+    first, second = (tmp_path / name / "model.safetensors" for name in "ab")
+    assert first.read_bytes() == second.read_bytes()
+    assert not checkpoint.exists()
