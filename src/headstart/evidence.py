@@ -88,7 +88,7 @@ class Evidence:
             scores,
             rows.targets.numpy(),
             inputs=part.inputs(),
-            row_ids=part.source_rows,
+            row_ids=part.source_rows.tolist(),
             seed=self.spec.training.seed,
         )
         metrics[name] = measured.pop("metrics")

@@ -34,7 +34,7 @@ def predict(bundle: Bundle | str | Path, path: str | Path, out: str | Path) -> i
     model = bundle if isinstance(bundle, Bundle) else load(bundle, report=False)
     out = Path(out)
     data.check_output(out)
-    rows = data.load_unlabelled(path, _columns(model))
+    rows = data.load_unlabelled(path, _columns(model), encoding=_encoding(model))
     clash = [name for name in rows.table.column_names if name == "prediction"]
     if clash:
         raise DataError(f"'{path}' already has a column 'prediction'; rename it, so that nothing is lost")
@@ -56,6 +56,11 @@ def _columns(model: Bundle) -> data.Columns:
     return data.Columns.from_json(model.record["columns"])
 
 
+def _encoding(model: Bundle) -> str:
+    """The encoding of the training file: rows of the same source mostly share it."""
+    return str(model.record["spec"]["data"]["encoding"])
+
+
 def evaluate(
     bundle: Bundle | str | Path,
     path: str | Path,
@@ -72,7 +77,9 @@ def evaluate(
     from headstart.evaluate import measure_split
 
     model = bundle if isinstance(bundle, Bundle) else load(bundle, report=False)
-    rows = data.load_labelled(path, _columns(model), on_bad_row=on_bad_row)
+    rows = data.load_labelled(
+        path, _columns(model), labels=model.labels, encoding=_encoding(model), on_bad_row=on_bad_row
+    )
     values: dict[str, list[Any]] = {}
     for name in slices:
         if name not in rows.table.column_names:
@@ -85,7 +92,7 @@ def evaluate(
     outputs = model.outputs([inputs[i] for i in range(len(rows))])
     scores = model.task.scores(torch.from_numpy(outputs), model.temperature).numpy()
     measured = measure_split(
-        model.task, scores, targets.numpy(), inputs=inputs, row_ids=rows.source_rows, slices=values, seed=seed
+        model.task, scores, targets.numpy(), inputs=inputs, row_ids=rows.source_rows.tolist(), slices=values, seed=seed
     )
     return {"task": model.task.name, "labels": list(model.labels), "rows": len(rows), **measured}
 

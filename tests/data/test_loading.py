@@ -99,8 +99,8 @@ def test_few_rows_keep_all_for_training(write_csv: Any, rows: Any, spec: Any) ->
     loaded = data.load(spec(train=path))
     assert loaded.validation is None
     assert len(loaded.train) == 24
-    assert any("8 training rows a class on average, fewer than 10" in sentence for sentence in loaded.said)
-    assert data.load(spec(train=write_csv(rows(a=10, b=10)))).validation is not None
+    assert any("8 training rows a class on average, fewer than 16" in sentence for sentence in loaded.said)
+    assert data.load(spec(train=write_csv(rows(a=16, b=16)))).validation is not None
 
 
 def test_a_class_of_one_row_trains_and_is_said(write_csv: Any, rows: Any, spec: Any) -> None:
@@ -130,16 +130,20 @@ def test_fingerprint_is_of_contents_not_of_places(write_csv: Any, rows: Any, spe
     assert data.load(spec(train=write_csv(made))).fingerprint != first
 
 
-def test_sampling_after_the_split(write_csv: Any, rows: Any, spec: Any) -> None:
-    path = write_csv(rows(a=50, b=50, c=15))
-    whole = data.load(spec(train=path))
-    few = data.load(spec(train=path, per_class=8))
-    fewer = data.load(spec(train=path, per_class=4))
-    assert whole.validation is not None and few.validation is not None
-    assert list(few.validation.inputs()) == list(whole.validation.inputs())
+def test_fewer_labels_are_few_for_validation_too(write_csv: Any, rows: Any, spec: Any) -> None:
+    path = write_csv(rows(a=50, b=50, c=45))
+    test = {"test_fraction": 0.2}
+    whole = data.load(spec(train=path, **test))
+    many = data.load(spec(train=path, per_class=20, **test))
+    few = data.load(spec(train=path, per_class=8, **test))
+    assert whole.test is not None and many.test is not None and few.test is not None
+    assert list(whole.test.inputs()) == list(many.test.inputs()) == list(few.test.inputs())
+    assert many.validation is not None and few.validation is None
+    assert Counter(many.train.labels()) + Counter(many.validation.labels()) == {"a": 20, "b": 20, "c": 20}
     assert Counter(few.train.labels()) == {"a": 8, "b": 8, "c": 8}
-    assert set(fewer.train.inputs()) < set(few.train.inputs()) < set(whole.train.inputs())
-    assert few.rows.dropped == {"not sampled": len(whole.train) - 24}
+    chosen = {*many.train.inputs(), *many.validation.inputs()}
+    assert set(few.train.inputs()) < chosen
+    assert few.rows.dropped == {"not sampled": 145 - len(few.test) - 24}
     assert few.rows.adds_up
     assert Counter(data.load(spec(train=path, fraction=0.01)).train.labels()) == {"a": 1, "b": 1, "c": 1}
 
@@ -167,9 +171,9 @@ def test_the_latest_rows_validate(write_csv: Any, spec: Any, stamps: list[Any]) 
 
 
 def test_pictures(pictures: Any, spec: Any, tmp_path: Path) -> None:
-    folder = pictures({"train/a": 12, "train/b": 12, "test/a": 2, "test/b": 2})
+    folder = pictures({"train/a": 18, "train/b": 18, "test/a": 2, "test/b": 2})
     loaded = data.load(spec(train=folder))
-    assert (len(loaded.train), len(loaded.validation or ()), len(loaded.test or ())) == (22, 2, 4)
+    assert (len(loaded.train), len(loaded.validation or ()), len(loaded.test or ())) == (32, 4, 4)
     assert all(Path(path).is_file() for path in loaded.train.inputs())
     shutil.move(folder, tmp_path / "elsewhere")
     assert data.load(spec(train=tmp_path / "elsewhere")).fingerprint == loaded.fingerprint

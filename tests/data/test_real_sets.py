@@ -57,7 +57,7 @@ def test_hymenoptera(data_root: Path, spec: Any) -> None:
 
 def test_cifar10_subset(data_root: Path, spec: Any) -> None:
     loaded = data.load(spec(train=data_root / "cifar10_subset", per_class=20))
-    assert loaded.rows.to_json()["dropped"] == {"not sampled": 4300}
-    assert (len(loaded.train), len(loaded.validation or ()), len(loaded.test or ())) == (200, 500, 2000)
-    assert set(Counter((loaded.validation or loaded.train).labels()).values()) == {50}
+    assert loaded.rows.to_json()["dropped"] == {"not sampled": 4800}
+    assert (len(loaded.train), len(loaded.validation or ()), len(loaded.test or ())) == (180, 20, 2000)
+    assert set(Counter((loaded.validation or loaded.train).labels()).values()) == {2}
     assert not [finding for finding in loaded.findings if finding.level == "error"]

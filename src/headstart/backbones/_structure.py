@@ -42,9 +42,9 @@ class NetworkBackbone(Backbone):
     def wire(self, blocks: Sequence[str]) -> None:
         """Set to evaluation mode and find stem, tail and width by running `example()` once.
 
-        blocks: paths inside `network`.
+        blocks: paths inside `network`; those that are never run are not blocks.
 
-        Raises BackboneError when a block is never run or the network cannot be run on its declared input.
+        Raises BackboneError when none of them is run or the network cannot be run on its declared input.
         """
         paths = [f"network.{path}" for path in blocks]
         batch = self.example()
@@ -98,15 +98,15 @@ def unlabelled(inputs: Mapping[str, Tensor]) -> Batch:
     return Batch(inputs=inputs, labels=None, weight=torch.ones(rows), origin=zeros, row=zeros - 1)
 
 
-def largest_list(network: nn.Module) -> list[str]:
-    """Paths of the members of the network's largest outermost ModuleList: its blocks.
+def largest_list(network: nn.Module, kinds: tuple[type[nn.Module], ...] = (nn.ModuleList,)) -> list[str]:
+    """Paths of the members of the network's largest outermost list of layers: its blocks. Lists of lists are joined.
 
-    Raises BackboneError when there is no list of layers.
+    Raises BackboneError when there is no such list.
     """
     best: tuple[int, str] = (0, "")
     inside: list[str] = []
     for path, module in network.named_modules():
-        if not isinstance(module, nn.ModuleList) or any(path.startswith(f"{outer}.") for outer in inside):
+        if not path or not isinstance(module, kinds) or any(path.startswith(f"{outer}.") for outer in inside):
             continue
         inside.append(path)
         size = sum(parameter.numel() for parameter in module.parameters())
@@ -114,8 +114,16 @@ def largest_list(network: nn.Module) -> list[str]:
             best = (size, path)
     if not best[0]:
         raise BackboneError(f"{type(network).__name__} holds no list of layers, so its blocks cannot be told apart")
-    layers = network.get_submodule(best[1])
-    return [f"{best[1]}.{name}" for name, layer in layers.named_children() if any(True for _ in layer.parameters())]
+    return list(members(network.get_submodule(best[1]), best[1]))
+
+
+def members(layers: nn.Module, path: str) -> Iterator[str]:
+    """Paths of the layers of a list, and of the lists inside it, that have weights."""
+    for name, layer in layers.named_children():
+        if isinstance(layer, nn.ModuleList):
+            yield from members(layer, f"{path}.{name}")
+        elif any(True for _ in layer.parameters()):
+            yield f"{path}.{name}"
 
 
 def digest(module: nn.Module) -> str:
@@ -221,9 +229,8 @@ def _trace(backbone: NetworkBackbone, paths: Sequence[str], batch: Batch) -> _Tr
             handle.remove()
         for parameter in frozen:
             parameter.requires_grad_(False)
-    missing = [path for path in paths if path not in order]
-    if missing:
-        raise BackboneError(f"'{backbone.ref}' never runs its layers {listed(missing)}, so they cannot be its blocks")
+    if not order:
+        raise BackboneError(f"'{backbone.ref}' never runs its layers {listed(paths)}, so they cannot be its blocks")
     return traced
 
 
@@ -243,20 +250,27 @@ def _retire(backbone: NetworkBackbone, traced: _Traced) -> Iterator[str]:
 
 
 def _divide(backbone: NetworkBackbone, traced: _Traced) -> Parts:
-    inside = {id(p) for path in traced.order for p in backbone.get_submodule(path).parameters()}
+    """Give each parameter outside the blocks to its largest module that lies wholly below or above them.
+
+    A parameter that is shared belongs to the block that has it, else to the first module that has it.
+    """
+    taken = {id(p) for path in traced.order for p in backbone.get_submodule(path).parameters()}
     found: dict[bool, list[str]] = {True: [], False: []}
 
     def collect(module: nn.Module, path: str) -> None:
-        if path in traced.order:
-            return
         held = [id(p) for p in module.parameters()]
+        if path in traced.order or not set(held) - taken:
+            return
         below = {name in traced.below for name in held}
-        if path and len(below) == 1 and not inside.intersection(held):
+        if path and len(below) == 1 and not taken.intersection(held):
             found[below.pop()].append(path)
+            taken.update(held)
             return
         lead = f"{path}." if path else ""
         for name, parameter in module.named_parameters(recurse=False):
-            found[id(parameter) in traced.below].append(lead + name)
+            if id(parameter) not in taken:
+                found[id(parameter) in traced.below].append(lead + name)
+                taken.add(id(parameter))
         for name, child in module.named_children():
             collect(child, lead + name)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from headstart.backbones._files import read_weights, refuse_pickles, silence
 from headstart.backbones._picture import PictureBackbone, picture_settings
 from headstart.backbones._pooling import Pool
-from headstart.backbones._structure import digest, largest_list
+from headstart.backbones._structure import digest, largest_list, members
 from headstart.errors import BackboneError, MissingExtra, did_you_mean
 from headstart.spec import BackboneSpec
 from headstart.values import Batch, Features
@@ -198,9 +198,12 @@ def block_paths(network: nn.Module) -> list[str]:
                 break
     outermost = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
     if outermost:
-        return outermost
+        lists = (
+            members(modules[path], path) if isinstance(modules[path], nn.ModuleList) else [path] for path in outermost
+        )
+        return [path for listed in lists for path in listed]
     try:
-        return largest_list(network)
+        return largest_list(network, (nn.ModuleList, nn.Sequential))
     except BackboneError:
         return [name for name, child in network.named_children() if any(True for _ in child.parameters())]
 

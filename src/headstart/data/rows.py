@@ -47,7 +47,6 @@ def assemble(tables: Mapping[str, Table], spec: Spec) -> Data:
         sources[name] = Source.of(table, scan(table, columns, needed=needed), spec.data.on_bad_row)
     shares = {name: Share(name, source, source.scan.good()) for name, source in sources.items()}
     _divide(shares, spec, columns.task, how, by, said)
-    _sample(shares["train"], spec, columns.task, said)
     if spec.data.on_bad_row == "skip":
         _drop_unknown(shares, columns.task)
     others = [shares[name].rows() for name in ("validation", "test") if name in shares]
@@ -108,7 +107,10 @@ def _how(data: DataSpec, tables: Mapping[str, Table], said: list[str]) -> tuple[
 
 
 def _divide(shares: dict[str, Share], spec: Spec, task: str, how: str, by: str | None, said: list[str]) -> None:
-    """Split test and validation rows off the training rows where they are wanted and not given."""
+    """Split test and validation rows off the training rows where they are wanted and not given.
+
+    Fewer labels are asked for (`per_class`, `fraction`) before validation rows are split off: those are labels too.
+    """
     data, train = spec.data, shares["train"]
     total = len(train.positions)
     test_share = data.test_fraction if "test" not in shares else 0.0
@@ -122,12 +124,14 @@ def _divide(shares: dict[str, Share], spec: Spec, task: str, how: str, by: str |
                 "no test rows can be split off, for each class has a single input: give a test file instead"
             )
         shares["test"] = test
+    remaining = len(train.positions)
+    _sample(train, spec, task, said)
     if "validation" in shares:
         return
     if how in ("stratified", "random") and not _enough(train, task, said):
         return
     rng = np.random.default_rng([spec.training.seed, _VALIDATION_DRAW])
-    share = data.validation_fraction * total / len(train.positions)
+    share = data.validation_fraction * total / remaining
     validation = _split_off("validation", train, share, task, how, by, rng, said)
     if validation is None:
         said.append("no validation rows are split off, for each class has a single input: choices use cross-validation")

@@ -38,16 +38,16 @@ def fit_temperature(outputs: Any, targets: Any) -> float:
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
     """The mean gap between confidence and accuracy over 15 equal-width bins; confidence and right are (rows,)."""
-    from headstart.tasks._metrics import calibration_error
+    from headstart.tasks import calibration_error
 
     return calibration_error(reliability(confidence, right))
 
 
 def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
     """The reliability diagram: per bin its edges, count, mean confidence and accuracy (null for an empty bin)."""
-    from headstart.tasks import _metrics
+    from headstart import tasks
 
-    return _metrics.reliability(np.asarray(confidence), np.asarray(right))
+    return tasks.reliability(np.asarray(confidence), np.asarray(right))
 
 
 def _array(value: Any) -> np.ndarray:

@@ -23,6 +23,9 @@ FEWEST = 100
 WORK = 200_000_000
 """Elements that the resamples of one group of metrics may touch: a second or two."""
 
+MOST_WORK = 10 * WORK
+"""Elements that may be touched where only the fewest resamples are drawn, on very many rows."""
+
 CHUNK = 2_000_000
 """Counts held in memory at a time."""
 
@@ -122,8 +125,9 @@ def _paired(value: float, draws: np.ndarray) -> dict[str, float | None]:
 
 def _of_group(group: Weighted, names: Sequence[str], rows: int, resamples: int, seed: int) -> dict[str, Interval]:
     once = group.compute(np.ones((1, rows), dtype=np.float32))
-    drawn = min(resamples, WORK // max(1, group.work))
-    parts = [group.compute(counts) for counts in _resampled(rows, drawn, seed)] if drawn >= FEWEST and rows > 1 else []
+    drawn = min(resamples, max(FEWEST, WORK // max(1, group.work)))
+    affordable = drawn * group.work <= MOST_WORK and rows > 1
+    parts = [group.compute(counts) for counts in _resampled(rows, drawn, seed)] if affordable else []
     found = {}
     for name in names:
         value = float(once[name][0])

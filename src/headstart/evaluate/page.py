@@ -273,9 +273,9 @@ def _cell(
     """A cell of the table, marked when it is the best of its budget."""
     if found is None:
         return None
-    from headstart.tasks._options import LOWER_IS_BETTER
+    from headstart.tasks import lower_is_better
 
     rivals = [s["mean"] for s in summary if s["budget"] == budget]
-    best = min(rivals) if metric.startswith(LOWER_IS_BETTER) else max(rivals)
+    best = min(rivals) if lower_is_better(metric) else max(rivals)
     keys = ("mean", "sd", "low", "high")
     return {**{key: found.get(key) for key in keys}, "best": len(rivals) > 1 and found["mean"] == best}

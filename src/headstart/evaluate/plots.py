@@ -211,7 +211,8 @@ def heat_map(counts: Sequence[Sequence[int]], labels: Sequence[str], size: int =
     many = len(labels) > 20
     short = [_cut(label, 18) for label in labels]
     gutter = 30 if many else min(160, 14 + int(7 * max(len(text) for text in short)))
-    cell = (size - gutter - 6) / max(1, len(labels))
+    size = min(size, gutter + 6 + 64 * max(4, len(labels)))
+    cell = min(64.0, (size - gutter - 6) / max(1, len(labels)))
     parts = [_rect(gutter, 6, cell * len(labels), cell * len(labels), "empty")]
     for i, row in enumerate(counts):
         whole = sum(row) or 1
@@ -237,7 +238,13 @@ def heat_map(counts: Sequence[Sequence[int]], labels: Sequence[str], size: int =
     if many:
         parts.append(_turned(16, 6 + cell * len(labels) / 2, "truth", -90))
     parts.append(_text(gutter + cell * len(labels) / 2, bottom - 6, "answer", "label"))
-    return _svg(size, math.ceil(bottom), "Confusion matrix: truth down, answer across", "".join(parts), "wide")
+    return _svg(
+        size,
+        math.ceil(bottom),
+        "Confusion matrix: truth down, answer across",
+        "".join(parts),
+        "wide" if size > 500 else "",
+    )
 
 
 def _cut(text: str, longest: int) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from headstart.protocols import Task
 
 
@@ -26,3 +28,27 @@ def from_json(record: Mapping[str, Any]) -> Task:
 
     task: Task = find("tasks", str(record["name"])).from_json(record)
     return task
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether a smaller value of a built-in task's metric is the better one."""
+    from headstart.tasks._options import LOWER_IS_BETTER
+
+    return metric.startswith(LOWER_IS_BETTER)
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any]]:
+    """Answers by confidence in 15 equal-width bins: `low`, `high`, `count`, mean `confidence`, share right `accuracy`.
+
+    confidence in [0, 1] and right (0 or 1) have the same shape; an empty bin has null for what it cannot say.
+    """
+    from headstart.tasks import _metrics
+
+    return _metrics.reliability(confidence, right)
+
+
+def calibration_error(bins: Sequence[Mapping[str, Any]]) -> float:
+    """The mean gap between confidence and accuracy over the records of `reliability`; nan without answers."""
+    from headstart.tasks import _metrics
+
+    return _metrics.calibration_error(bins)

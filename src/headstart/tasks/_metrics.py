@@ -6,7 +6,7 @@ each row; one row of ones is the data themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,7 +74,7 @@ def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, Any
     ]
 
 
-def calibration_error(bins: Sequence[dict[str, Any]]) -> float:
+def calibration_error(bins: Sequence[Mapping[str, Any]]) -> float:
     """The expected calibration error of `reliability`'s records: the mean gap between confidence and accuracy."""
     total = sum(b["count"] for b in bins)
     gap = sum(b["count"] * abs(b["confidence"] - b["accuracy"]) for b in bins if b["count"])
