@@ -143,14 +143,16 @@ def table(paths: list[Path]) -> str:
         cells = [_spread([100 * x[key] for x in lines if key in x]) for key in ("accuracy", "macro_f1")]
         ece = [x["ece"] for x in lines if "ece" in x]
         seconds = mean(x.get("seconds") or x["fit_seconds"] + x["predict_seconds"] for x in lines)
-        calibrated = f"{mean(ece):.3f}" if ece else "–"
-        rows.append(f"| {name} | {budget} | {arm} | {len(lines)} | {cells[0]} | {cells[1]} | {calibrated} | {seconds:.0f} |")
+        calibrated = f"{mean(ece):.3f}" if ece else "-"
+        rows.append(
+            f"| {name} | {budget} | {arm} | {len(lines)} | {cells[0]} | {cells[1]} | {calibrated} | {seconds:.0f} |"
+        )
     return "\n".join(rows) + "\n"
 
 
 def _spread(values: list[float]) -> str:
     if not values:
-        return "–"
+        return "-"
     return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
 
 

@@ -19,11 +19,69 @@ def data_root() -> Path:
         pytest.skip(f"real data sets are not at {root} (set HEADSTART_DATA)")
     return root
 
-WORDS = (
-    "[PAD] [UNK] [CLS] [SEP] [MASK] the a is my was not has order card late lost broken refund return money back please "
-    "cancel where when arrived parcel delivery damaged screen password login account reset email invoice bill pay help "
-    "today week never still want need good bad great terrible love hate film plot actor music blue red one two three"
-).split()
+
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "the",
+    "a",
+    "is",
+    "my",
+    "was",
+    "not",
+    "has",
+    "order",
+    "card",
+    "late",
+    "lost",
+    "broken",
+    "refund",
+    "return",
+    "money",
+    "back",
+    "please",
+    "cancel",
+    "where",
+    "when",
+    "arrived",
+    "parcel",
+    "delivery",
+    "damaged",
+    "screen",
+    "password",
+    "login",
+    "account",
+    "reset",
+    "email",
+    "invoice",
+    "bill",
+    "pay",
+    "help",
+    "today",
+    "week",
+    "never",
+    "still",
+    "want",
+    "need",
+    "good",
+    "bad",
+    "great",
+    "terrible",
+    "love",
+    "hate",
+    "film",
+    "plot",
+    "actor",
+    "music",
+    "blue",
+    "red",
+    "one",
+    "two",
+    "three",
+]
 
 
 @pytest.fixture(scope="session")

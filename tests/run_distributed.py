@@ -6,6 +6,7 @@ import os
 import sys
 
 from safetensors.torch import save_file
+
 from tiny import make_loop, make_rows
 
 loop = make_loop(rows=make_rows(60), dropout=0.0, accumulate=int(sys.argv[2]), epochs=2)

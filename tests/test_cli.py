@@ -190,7 +190,8 @@ def test_predict_refuses_a_file_without_the_column(
 def test_help_imports_no_heavy_library() -> None:
     code = (
         "import sys\nfrom headstart.cli import run\nrun(['--help'])\n"
-        "heavy = {'torch', 'transformers', 'pandas', 'sklearn', 'timm', 'peft', 'pyarrow', 'numpy'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'pandas', 'sklearn', 'timm', 'peft', 'pyarrow', 'numpy'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

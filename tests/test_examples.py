@@ -122,14 +122,16 @@ def test_digits_refuse_a_used_folder_and_a_senseless_count(tmp_path: Path) -> No
         examples.write_digits(tmp_path / "new", per_class=0)
 
 
-def test_module_command_writes_digits_and_reports_errors_as_one_line(tmp_path: Path) -> None:
+def test_module_command_writes_digits_and_reports_errors_as_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "digits"
     command = [sys.executable, "-m", "headstart.examples", "digits", str(out), "--per-class", "1"]
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0 and len(list((out / "train").rglob("*.png"))) == 10
-    again = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert again.returncode == 2
-    assert again.stderr.startswith("error: ") and "Traceback" not in again.stderr
+    assert main(command[3:]) == 2
+    again = capsys.readouterr().err
+    assert again.startswith("error: ") and "already holds something" in again and again.count("\n") == 1
 
 
 def test_show_prints_prediction_probability_and_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from tiny import make_loop, make_rows
 from torch import nn
 
 from headstart.errors import HeadstartError, MethodError
 from headstart.loop import Loop
 from headstart.protocols import Context, Method
 from headstart.values import Batch, Group, View
+from tiny import make_loop, make_rows
 
 
 def weights(loop: Loop) -> dict[str, torch.Tensor]:
@@ -25,6 +26,10 @@ def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -
     return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
+def slices(count: int, size: int, epoch: int) -> list[tuple[np.ndarray, float]]:
+    return [(np.arange(start, min(start + size, count)), 1.0) for start in range(0, count, size)]
+
+
 @pytest.mark.parametrize("count", [64, 61])
 def test_accumulation_equals_the_big_batch(count: int) -> None:
     """Partial last window and row weights included; rows of one length, so that both cut the same batches."""
@@ -33,10 +38,7 @@ def test_accumulation_equals_the_big_batch(count: int) -> None:
     results = []
     for batch_size, accumulate in ((16, 1), (4, 4)):
         loop = make_loop(rows=rows, dropout=0.0, batch_size=batch_size, accumulate=accumulate, optimizer="sgd")
-        order = np.arange(count)
-        loop._plan = lambda epoch, size=batch_size: [  # type: ignore[method-assign]
-            (order[i : i + size], 1.0) for i in range(0, count, size)
-        ]
+        loop._plan = partial(slices, count, batch_size)  # type: ignore[method-assign]
         loop.train()
         results.append(weights(loop))
         steps = loop.steps_done

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from method_runs import make_loop, make_method, make_rows, same, train, weights
 
 from headstart.catalog import entries, name_of
 from headstart.errors import MethodError
 from headstart.hooks import Hooks
 from headstart.protocols import Method, overrides
+from method_runs import make_loop, make_method, make_rows, same, train, weights
 
 NAMES = sorted(entries("methods"))
 KINDS = ("text", "image")
@@ -60,7 +60,7 @@ def test_it_trains_repeats_and_is_not_idle(name: str, kind: str) -> None:
     assert first.notes == []
     assert first.best is not None
     plain = weights(train(make_loop([], kind)))
-    # A soup falls back to the best weights where the average validates worse; tests/methods/test_averages.py looks closer.
+    # A soup falls back to the best weights where the average validates worse; its own tests look closer.
     if name != "soup":
         assert not same(weights(first), plain), "a run with the method ends where a run without it ends"
     for parameter in first.model.parameters():

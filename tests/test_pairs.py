@@ -13,10 +13,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from method_runs import make_loop, same, train, weights
-
 from headstart.catalog import entries
 from headstart.errors import MethodError
+from method_runs import make_loop, same, train, weights
 
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "pairs.md"
 NAMES = sorted(entries("methods"))
@@ -24,10 +23,10 @@ KINDS = ("text", "image")
 
 INTRODUCTION = """# Which methods go together
 
-Every ordered pair of methods, trained on a tiny model by `tests/test_pairs.py`, which also keeps this page: *works* means
-that both orders train to the same weights; *order matters* that the two orders end with different weights (the one listed
-first acts first); *idle* that a run reports one of the two as having changed nothing beside the other; *refused* that
-the pair stops before training. The sentences that a user sees stand below each table.
+Every ordered pair of methods, trained on a tiny model by `tests/test_pairs.py`, which also keeps this page: *works*
+means that both orders train to the same weights; *order matters* that the two orders end with different weights (the
+one listed first acts first); *idle* that a run reports one of the two as having changed nothing beside the other;
+*refused* that the pair stops before training. The sentences that a user sees stand below each table.
 
 """
 

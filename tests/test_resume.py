@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import make_loop, make_rows
 
 from headstart.errors import BundleError, Interrupted
 from headstart.methods.ema import EMA
 from headstart.methods.mixup import Mixup
 from headstart.state import load_state, save_state
+from tiny import make_loop, make_rows
 
 KILLS = 20
 SETTINGS = {"epochs": 6, "accumulate": 2, "checkpoint_every": 1e-4, "patience": None}

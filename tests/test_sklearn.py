@@ -13,8 +13,8 @@ from sklearn.utils.estimator_checks import (
     check_do_not_raise_errors_in_init_or_set_params,
     check_estimator_cloneable,
     check_estimator_repr,
-    check_get_params_invariance,
     check_estimator_tags_renamed,
+    check_get_params_invariance,
     check_mixin_order,
     check_no_attributes_set_in_init,
     check_parameters_default_constructible,
@@ -24,7 +24,11 @@ from sklearn.utils.estimator_checks import (
 
 import headstart as hs
 
-TEXTS = [f"{text} {word}" for text in ("where is my parcel", "refund my money") for word in "a b c d e f g h".split()]
+TEXTS = [
+    f"{text} {word}"
+    for text in ("where is my parcel", "refund my money")
+    for word in ["a", "b", "c", "d", "e", "f", "g", "h"]
+]
 LABELS = np.repeat(["delivery", "refund"], 8)
 
 

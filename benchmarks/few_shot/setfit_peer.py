@@ -41,9 +41,7 @@ def run(root: Path, name: str, backbone: str, per_class: int, seed: int) -> dict
     test = pd.read_csv(root / name / "test.csv").head(TEST_ROWS.get(name))
     classes = sorted(train["label"].unique())
     code = {label: i for i, label in enumerate(classes)}
-    rows = Dataset.from_dict(
-        {"text": train["text"].tolist(), "label": [code[x] for x in train["label"]]}
-    )
+    rows = Dataset.from_dict({"text": train["text"].tolist(), "label": [code[x] for x in train["label"]]})
 
     began, began_cpu = time.perf_counter(), time.process_time()
     model = setfit.SetFitModel.from_pretrained(backbone, device="cpu")

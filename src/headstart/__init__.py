@@ -23,7 +23,7 @@ _HOMES = {
     "evaluate": "headstart.verbs",
     "compare": "headstart.comparison",
     "Bundle": "headstart.bundle",
-    "Report": "headstart.evaluate",
+    "Report": "headstart.evaluation",
     "Spec": "headstart.spec",
     "Method": "headstart.protocols",
     "HeadstartError": "headstart.errors",
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from headstart.bundle import Bundle, load
     from headstart.comparison import compare
     from headstart.errors import BadInput, HeadstartError
-    from headstart.evaluate import Report
+    from headstart.evaluation import Report
     from headstart.protocols import Method
     from headstart.spec import Spec
     from headstart.verbs import evaluate, plan, predict

@@ -121,7 +121,7 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
     loaded = data.from_memory(spec=spec, **memory) if memory is not None else data.load(spec)
     modality: Modality = catalog.find("modalities", loaded.columns.modality)()
     labels = loaded.train.labels()
-    task = make_task(loaded.columns.task, labels, spec.task)
+    task = make_task(loaded.columns.task, labels, spec.task, spec.training.metric, loaded.columns.labels)
     written = recipe.expand(
         spec,
         task=task.name,
@@ -135,7 +135,7 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
     device = planning.choose_device(spec.training.device)
     model = Model(backbone, torch.nn.Linear(backbone.width, task.outputs)).to(device)
     if modality.name == "image":
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
 
     def encode(part: data.Part | None) -> Encoded | None:
         return None if part is None else Encoded.of(modality, backbone, part.inputs(), task, part.labels())
@@ -238,14 +238,18 @@ def _check_out(folder: Path | None, *, resume: bool, overwrite: bool) -> None:
         raise BundleError(f"cannot write to '{parent}'; choose another --out")
 
 
-def execute(run: Run, folder: Path | None, *, resume: bool = False, overwrite: bool = False, track: str | None = None) -> Bundle:
+def execute(
+    run: Run, folder: Path | None, *, resume: bool = False, overwrite: bool = False, track: str | None = None
+) -> Bundle:
     """Print the plan, run the stages, gather the evidence, save the bundle."""
     listen = run.stages.listen
     if folder is not None:
         _begin(run, folder, resume=resume)
     plan_made = run.plan()
     listen("plan", {"plan": plan_made})
-    tracker = open_tracker(track, folder or Path(), run_name=folder.name if folder else "fit") if folder or track else None
+    tracker = (
+        open_tracker(track, folder or Path(), run_name=folder.name if folder else "fit") if folder or track else None
+    )
     limit = run.spec.training.time_limit
     deadline = None if limit is None else run.started + limit
     run.stages.listen = _both(listen, tracker)
@@ -258,7 +262,9 @@ def execute(run: Run, folder: Path | None, *, resume: bool = False, overwrite: b
             (folder / CHECKPOINT).unlink(missing_ok=True)
     except BaseException as error:
         if tracker is not None:
-            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Interrupted" else "FAILED")
+            tracker.finish(
+                "KILLED" if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Interrupted" else "FAILED"
+            )
         raise
     if tracker is not None:
         _track(tracker, run, made)
@@ -308,7 +314,11 @@ def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float 
             checkpoint = folder / CHECKPOINT if folder else None
             results.append(
                 run.stages.run(
-                    stage, checkpoint=checkpoint, identity=f"{run.identity}:{stage.name}", resume=resume, deadline=deadline
+                    stage,
+                    checkpoint=checkpoint,
+                    identity=f"{run.identity}:{stage.name}",
+                    resume=resume,
+                    deadline=deadline,
                 )
             )
             if home is not None:
@@ -361,7 +371,9 @@ def _both(listen: Listener, tracker: Tracker | None) -> Listener:
     def hear(event: str, figures: Mapping[str, Any]) -> None:
         listen(event, figures)
         if event in ("step", "epoch"):
-            numbers = {f"{event}/{k}": float(v) for k, v in figures.items() if isinstance(v, int | float) and k != "step"}
+            numbers = {
+                f"{event}/{k}": float(v) for k, v in figures.items() if isinstance(v, int | float) and k != "step"
+            }
             tracker.metrics(numbers, step=int(figures["step"]))
 
     return hear

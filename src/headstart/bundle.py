@@ -34,7 +34,7 @@ from headstart.model import Model
 from headstart.protocols import Decoded, Method, Modality, Task
 
 if TYPE_CHECKING:
-    from headstart.evaluate import Report
+    from headstart.evaluation import Report
 
 FORMAT = 1
 TOLERANCE = 1e-3
@@ -144,7 +144,7 @@ class Bundle:
         for name in ("probe", "backbone"):
             shutil.rmtree(folder / name, ignore_errors=True)
             (folder / name).mkdir()
-        # A clone gives every tensor its own contiguous memory, which safetensors asks for (tied weights, channels_last).
+        # A clone gives every tensor its own contiguous memory, as safetensors asks (tied weights, channels_last).
         weights = {
             name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, value in self.model.state_dict().items()
@@ -200,7 +200,9 @@ def load(folder: str | Path, *, report: bool = True) -> Bundle:
             raise BundleError(f"the bundle '{folder}' lacks '{name}': copy the whole folder")
         size = path.stat().st_size
         if size != expected["size"]:
-            raise BundleError(f"'{name}' in '{folder}' has {size} bytes, expected {expected['size']}: it was cut short or altered")
+            raise BundleError(
+                f"'{name}' in '{folder}' has {size} bytes, expected {expected['size']}: it was cut short or altered"
+            )
         if _hash(path)["sha256"] != expected["sha256"]:
             raise BundleError(f"'{name}' in '{folder}' was altered after the bundle was saved (its sha256 differs)")
     try:
@@ -209,7 +211,7 @@ def load(folder: str | Path, *, report: bool = True) -> Bundle:
         raise BundleError(f"'{folder / 'bundle.json'}' was altered: {error!r}") from None
     bundle.prove()
     if report and (folder / "report.json").is_file():
-        from headstart.evaluate import Report
+        from headstart.evaluation import Report
 
         bundle.report = Report.read(folder)
     return bundle

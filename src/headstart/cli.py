@@ -69,7 +69,9 @@ def fit(
     learning_rate: Rate = None,
     time_limit: Limit = None,
     seed: Seed = None,
-    out: Annotated[Path | None, typer.Option(help="the bundle's folder; runs/NAME of the training file when left out")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the bundle's folder; runs/NAME of the training file when left out")
+    ] = None,
     spec: SpecFile = None,
     set_: Sets = None,
     on_bad_row: Annotated[str | None, typer.Option(help="error or skip")] = None,
@@ -145,7 +147,9 @@ def predict(
 def evaluate(
     bundle: Annotated[Path, typer.Argument(help="a bundle's folder")],
     rows: Annotated[str, typer.Argument(help="labelled rows, in any format that fit reads")],
-    slice_: Annotated[list[str] | None, typer.Option("--slice", help="a column; each value is measured by itself")] = None,
+    slice_: Annotated[
+        list[str] | None, typer.Option("--slice", help="a column; each value is measured by itself")
+    ] = None,
     on_bad_row: Annotated[str, typer.Option(help="error or skip")] = "error",
     as_json: Json = False,
 ) -> None:
@@ -181,7 +185,9 @@ def compare(
     batch_size: BatchSize = None,
     learning_rate: Rate = None,
     seed: Seed = None,
-    against: Annotated[list[str] | None, typer.Option(help="scratch, probe, finetune, or methods as a+b:k=v; repeat")] = None,
+    against: Annotated[
+        list[str] | None, typer.Option(help="scratch, probe, finetune, or methods as a+b:k=v; repeat")
+    ] = None,
     labels: Annotated[str, typer.Option(help="label budgets: shares (10%) or rows a class (8), with commas")] = "100%",
     seeds: Annotated[int, typer.Option(help="fits per arm and budget")] = 1,
     spec: SpecFile = None,
@@ -254,7 +260,11 @@ def _version(wanted: bool) -> None:
 
 
 @app.callback()
-def _root(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="show it and stop")] = False) -> None:
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="show it and stop")
+    ] = False,
+) -> None:
     pass
 
 

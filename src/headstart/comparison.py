@@ -13,12 +13,19 @@ import numpy as np
 
 from headstart.adapt import execute, make_spec, prepare
 from headstart.errors import SpecError
+from headstart.evaluation.intervals import paired_difference
 from headstart.loop import Listener
+from headstart.planning import choose_epochs
+from headstart.protocols import Task
 from headstart.spec import Spec
+from headstart.stages import make_methods
 
 RECIPE = "recipe"
-SCRATCH_EPOCHS = 3
+SCRATCH_EPOCHS = 2
 """A network that starts at random is given this many times the plan's epochs: it has more to learn."""
+
+SCRATCH_RATE = 5e-4
+"""Its learning rate, unless the user sets one: there is nothing to preserve."""
 
 TEST_FRACTION = 0.2
 """Share of the rows set aside to measure on when no test file is given."""
@@ -54,7 +61,7 @@ class Comparison:
 
     def write(self, folder: str | Path) -> Path:
         """`compare.json` and `compare.html` in `folder`; returns the page's path."""
-        from headstart.evaluate.page import render_comparison
+        from headstart.evaluation.page import render_comparison
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +81,7 @@ def arm_spec(spec: Spec, arm: str) -> Spec:
         record["methods"] = []
         record["backbone"]["pretrained"] = False
         record["training"]["head"] = "random"
+        record["training"]["learning_rate"] = spec.training.learning_rate or SCRATCH_RATE
         return Spec.make(record)
     record["methods"] = {"probe": ["freeze:probe"], "finetune": []}.get(arm, arm.split("+"))
     return Spec.make(record)
@@ -112,8 +120,6 @@ def compare(
     arms = list(dict.fromkeys((RECIPE, *against)))
     plans = {(arm, budget): budget_spec(arm_spec(base, arm), budget) for arm in arms for budget in labels}
     for chosen in plans.values():
-        from headstart.stages import make_methods
-
         make_methods(chosen.methods or ())
     found = Comparison("")
     correct: dict[tuple[str, str, int], np.ndarray] = {}
@@ -124,7 +130,7 @@ def compare(
             correct[arm, budget, cell.seed] = rows_right
             listen("cell", {"cell": cell, "metric": found.metric, "done": len(found.cells), "of": len(plans) * seeds})
     _summarise(found, arms, list(labels))
-    _effects(found, arms, list(labels), correct)
+    _effects(found, arms, list(labels), correct, same_rows=base.data.test is not None)
     if out is not None:
         found.write(out)
     return found
@@ -137,13 +143,11 @@ def _fit(
     chosen = Spec.make(chosen.to_json(), training__seed=seed)
     run = prepare(chosen)
     if arm == "scratch" and chosen.training.epochs is None:
-        from headstart.planning import choose_epochs
-
         epochs = SCRATCH_EPOCHS * choose_epochs(chosen.training, len(run.data.train))
         run = prepare(Spec.make(chosen.to_json(), training__epochs=epochs))
     made = execute(run, None)
     report = made.report.to_json() if made.report is not None else {}
-    metric = run.spec.training.metric or run.task.metric
+    metric = run.task.metric
     found.metric = metric
     if run.test is None or run.test.targets is None:
         raise SpecError("there are no test rows to compare on")
@@ -154,23 +158,16 @@ def _fit(
         arm, budget, seed, len(run.data.train), float(report["metrics"]["test"][metric]["value"]),
         time.monotonic() - started, report["parameters"]["trainable"], report["parameters"]["total"], kept["name"],
     )  # fmt: skip
-    targets = run.test.targets
-    losses = run.task.loss(_raw(scores, run.task.name), targets).numpy() if run.task.name == "regression" else None
-    right = losses if losses is not None else _right(scores, targets.numpy())
-    return cell, right
+    return cell, _right(run.task, scores, run.test.targets.numpy())
 
 
-def _raw(scores: np.ndarray, task: str) -> Any:
-    import torch
-
-    return torch.from_numpy(np.asarray(scores, dtype=np.float32))
-
-
-def _right(scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """1.0 for each row answered rightly: (rows,)."""
+def _right(task: Task, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """How right each row is, (rows,): 1 or 0, the share of its labels, or minus its error."""
+    if task.name == "regression":
+        return np.asarray(-task.wrongness(scores, targets)[1])
     if targets.ndim == 1:
-        return (scores.argmax(1) == targets).astype(np.float64)
-    return ((scores > 0.5) == (targets > 0.5)).mean(1)
+        return np.asarray(scores.argmax(1) == targets, dtype=np.float64)
+    return np.asarray(np.equal(scores > 0.5, targets > 0.5).mean(1))
 
 
 def _summarise(found: Comparison, arms: list[str], budgets: list[str]) -> None:
@@ -194,17 +191,23 @@ def _summarise(found: Comparison, arms: list[str], budgets: list[str]) -> None:
 
 
 def _effects(
-    found: Comparison, arms: list[str], budgets: list[str], correct: Mapping[tuple[str, str, int], np.ndarray]
+    found: Comparison,
+    arms: list[str],
+    budgets: list[str],
+    correct: Mapping[tuple[str, str, int], np.ndarray],
+    *,
+    same_rows: bool,
 ) -> None:
-    """The recipe against every other arm, paired over the same test rows and seeds."""
-    from headstart.evaluate.intervals import paired_difference
+    """The recipe against every other arm, paired row by row within each seed; rows seen by all seeds count once."""
+
+    def rows_right(arm: str, budget: str) -> np.ndarray:
+        seeds = sorted({c.seed for c in found.cells if c.budget == budget})
+        each = [correct[arm, budget, seed] for seed in seeds]
+        return np.mean(each, axis=0) if same_rows else np.concatenate(each)
 
     for budget in budgets:
-        seeds = sorted({c.seed for c in found.cells if c.budget == budget})
-        ours = np.mean([correct[RECIPE, budget, seed] for seed in seeds], axis=0)
         for arm in arms[1:]:
-            theirs = np.mean([correct[arm, budget, seed] for seed in seeds], axis=0)
-            effect = paired_difference(ours, theirs)
+            effect = paired_difference(rows_right(RECIPE, budget), rows_right(arm, budget))
             found.transfer.append({"against": arm, "budget": budget, **effect})
 
 
@@ -214,7 +217,8 @@ def lines(found: Comparison) -> list[str]:
     for row in found.summary:
         value = f"{row['mean']:.4f}" + (f" +- {row['sd']:.4f}" if row["sd"] is not None else "")
         table.append(
-            f"{row['arm']:12s} {row['budget']:>8s} {row['rows']:>8,d} {value:>20s} {row['seconds']:>9.1f} {row['trainable']:>12,d}"
+            f"{row['arm']:12s} {row['budget']:>8s} {row['rows']:>8,d} {value:>20s} "
+            f"{row['seconds']:>9.1f} {row['trainable']:>12,d}"
         )
     for effect in found.transfer:
         table.append(

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from headstart import bundle as bundles
-from headstart import data, inference
+from headstart import inference
 from headstart.bundle import Bundle
+from headstart.data import Data
 from headstart.encoded import Encoded
 from headstart.planning import Plan
 from headstart.protocols import Task
@@ -26,7 +27,7 @@ from headstart.stages import StageResult, Stages
 
 if TYPE_CHECKING:
     from headstart.adapt import Chosen
-    from headstart.evaluate import Report
+    from headstart.evaluation import Report
 
 LIBRARIES = ("headstart", "torch", "transformers", "timm", "peft", "numpy", "accelerate", "scikit-learn")
 
@@ -36,7 +37,7 @@ class Evidence:
     """Gathers figures on the chosen stage's model and packs them with it."""
 
     spec: Spec
-    data: data.Data
+    data: Data
     task: Task
     stages: Stages
     plan: Plan
@@ -62,9 +63,9 @@ class Evidence:
         return made
 
     def _temperature(self, outputs: np.ndarray, rows: Encoded) -> float:
-        if self.task.name != "classification" or rows.targets is None:
+        if self.task.name == "regression" or rows.targets is None:
             return 1.0
-        from headstart.evaluate.calibration import fit_temperature
+        from headstart.evaluation.calibration import fit_temperature
 
         return float(fit_temperature(torch.from_numpy(outputs), rows.targets))
 
@@ -77,7 +78,7 @@ class Evidence:
         metrics: dict[str, Any],
         details: dict[str, Any],
     ) -> None:
-        from headstart.evaluate import measure_split
+        from headstart.evaluation import measure_split
 
         part = self.data.test if name == "test" else self.data.validation
         if part is None or rows.targets is None:
@@ -95,7 +96,7 @@ class Evidence:
         details[name] = measured
 
     def _report(self, made: Bundle, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> Report:
-        from headstart.evaluate import Report
+        from headstart.evaluation import Report
 
         results = self.chosen.results
         seconds = time.monotonic() - self.started
@@ -106,7 +107,7 @@ class Evidence:
                 "task": self.task.name,
                 "modality": self.stages.modality.name,
                 "labels": list(self.task.labels),
-                "metric": self.spec.training.metric or self.task.metric,
+                "metric": self.task.metric,
                 "metrics": dict(metrics),
                 "splits": dict(details),
                 "rows": self.data.rows.to_json(),
@@ -140,7 +141,11 @@ class Evidence:
                     "source": dict(made.model.backbone.source),
                     "digest": made.model.backbone.digest,
                 },
-                "data": {"fingerprint": self.data.fingerprint, "columns": self.data.columns.to_json(), "said": list(self.data.said)},
+                "data": {
+                    "fingerprint": self.data.fingerprint,
+                    "columns": self.data.columns.to_json(),
+                    "said": list(self.data.said),
+                },
                 "environment": environment(self.stages.device),
                 "spec": self.spec.to_json(),
                 "notes": [note for result in results for note in result.notes],
@@ -148,9 +153,7 @@ class Evidence:
         )
 
     @staticmethod
-    def plain_bundle(
-        spec: Spec, loaded: data.Data, task: Task, stages: Stages, results: Sequence[StageResult]
-    ) -> Bundle:
+    def plain_bundle(spec: Spec, loaded: Data, task: Task, stages: Stages, results: Sequence[StageResult]) -> Bundle:
         """The model as it stands with what is needed to load and prove it, without a report."""
         part = loaded.validation or loaded.test or loaded.train
         probe_inputs = bundles.make_probe(part.inputs(), stages.modality)

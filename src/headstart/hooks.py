@@ -35,7 +35,7 @@ class Hooks:
     modality: Modality
     seed: int
     start: dict[nn.Parameter, Tensor] = field(default_factory=dict)
-    progress: Progress = Progress(0, 1, 0, 1)
+    progress: Progress = field(default_factory=lambda: Progress(0, 1, 0, 1))
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     validate: Callable[[nn.Module], float] | None = None
     claims: dict[int, str] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Hooks:
         if owner is None:
             return Method().groups(model, self.context(""))
         groups = owner[1].groups(model, self.context(owner[0]))
-        everything = {id(p) for p in model.backbone.parameters()}  # type: ignore[operator, union-attr]
+        everything = {id(p) for p in model.backbone.parameters()}  # type: ignore[union-attr]
         learning = {id(p) for group in groups for p in group.parameters}
         self._seen(owner[0], learning != everything or any(group.lr_scale != 1 for group in groups))
         return groups

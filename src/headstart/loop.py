@@ -39,7 +39,8 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 
 HEAD_SCALE = {"random": 10.0, "probe": 5.0}
 """How many times faster the head learns than the backbone, by its start: ten times for a random one (the ratio of
-thuml's transfer library), five times for a solved one, whose weights are larger (chosen on Banking77's validation rows)."""
+thuml's transfer library), five times for a solved one, whose weights are larger (chosen on Banking77's validation
+rows)."""
 
 
 @dataclass
@@ -83,6 +84,7 @@ class Loop:
         self.result = Trained(self.model)
         self.position = (0, 0)
         self.steps_done, self.bad = 0, 0
+        self.losses: list[float] = []
         self.best_weights: dict[str, Tensor] | None = None
         self.before = 0.0
         self.steps_per_epoch: int | None = None
@@ -172,10 +174,10 @@ class Loop:
             loss = loss + self.hooks.make_gradients(batch, lambda b: self._loss(b, total), position)
         priors = self.hooks.priors(self.model)
         if priors:
-            value = torch.stack(list(priors.values())).sum()
-            if value.requires_grad:
-                self.accelerator.backward(value / self.accelerator.num_processes)
-            loss = loss + value.detach()
+            prior = torch.stack(list(priors.values())).sum()
+            if prior.requires_grad:
+                self.accelerator.backward(prior / self.accelerator.num_processes)
+            loss = loss + prior.detach()
         parameters = self.optimiser.parameters
         self._reduce_gradients(parameters)
         self.hooks.gradients(parameters)
@@ -189,6 +191,7 @@ class Loop:
             )
         rate = self.optimiser.step(self.hooks.progress.fraction)
         self.hooks.after_step(self.model)
+        self.losses.append(value)
         self.steps_done += 1
         rows = sum(len(batch) for batch in window)
         self.result.rows_trained += rows
@@ -218,7 +221,7 @@ class Loop:
     def _set_learning(self) -> None:
         """Ask who learns; switch gradients on for them and the head; parts in which nothing learns run as at use."""
         scale = self.training.head_scale or HEAD_SCALE[self.training.head]
-        head = tuple(self.model.head.parameters())  # type: ignore[operator, union-attr]
+        head = tuple(self.model.head.parameters())  # type: ignore[union-attr]
         groups = [*self.hooks.groups(self.model), Group(head, scale)]
         for parameter in self.model.parameters():
             parameter.requires_grad_(False)
@@ -231,6 +234,9 @@ class Loop:
     def _after_epoch(self, epoch: int) -> bool:
         """Validate, keep the best weights, tell the methods. True when it is time to stop early."""
         figures = {"epoch": epoch + 1, "step": self.steps_done, "seconds": self._elapsed()}
+        if self.losses:
+            figures["loss"] = sum(self.losses) / len(self.losses)
+            self.losses.clear()
         if self.validation is None:
             self.result.history.append(figures)
             self.listen("epoch", figures)
@@ -253,7 +259,7 @@ class Loop:
     @property
     def metric(self) -> str:
         """What early stopping compares."""
-        return self.training.metric or self.hooks.task.metric
+        return self.hooks.task.metric
 
     def _validate(self, model: nn.Module) -> float:
         if self.validation is None or self.validation.targets is None:
@@ -294,6 +300,7 @@ class Loop:
             "position": list(self.position),
             "steps_done": self.steps_done,
             "bad": self.bad,
+            "losses": self.losses,
             "seconds": self._elapsed(),
             "model": self.model.state_dict(),
             "optimiser": {names[id(p)]: dict(values) for p, values in moments.items()},
@@ -315,6 +322,7 @@ class Loop:
         self.position = (record["position"][0], record["position"][1])
         self.steps_done, self.bad, self.before = record["steps_done"], record["bad"], record["seconds"]
         self.model.load_state_dict(record["model"])
+        self.losses = list(record["losses"])
         self.best_weights, self.result.best = record["best_weights"], record["best"]
         self.result.history, self.result.rows_trained = record["history"], record["rows_trained"]
         self.result.notes = record["notes"]
@@ -329,7 +337,7 @@ class Loop:
 
 
 def set_modes(model: nn.Module) -> None:
-    """Training mode, except where nothing learns: such parts of the backbone, and frozen BatchNorms, run as at inference."""
+    """Training mode, but parts of the backbone in which nothing learns, and frozen BatchNorms, run as at inference."""
     model.train()
     backbone: Any = model.backbone
     for part in (*backbone.stem, *backbone.blocks, *backbone.tail):
@@ -337,7 +345,9 @@ def set_modes(model: nn.Module) -> None:
         if learning and not any(learning):
             part.eval()
     for module in backbone.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(p.requires_grad for p in module.parameters()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
+            p.requires_grad for p in module.parameters()
+        ):
             module.eval()
     if not any(p.requires_grad for p in backbone.parameters()):
         backbone.eval()

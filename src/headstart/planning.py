@@ -87,7 +87,8 @@ def _stage_lines(stage: StagePlan) -> list[str]:
         if stage.passes_per_step != 1:
             work += f", {stage.passes_per_step:g} passes a step"
     lines = [head, f"             {work}"]
-    cost = f"learns {stage.trainable:,} of {stage.total:,} parameters ({share:.1f} %), {stage.memory_bytes / 2**20:,.0f} MiB for them"
+    memory = f"{stage.memory_bytes / 2**20:,.0f} MiB for them"
+    cost = f"learns {stage.trainable:,} of {stage.total:,} parameters ({share:.1f} %), {memory}"
     lines.append(f"             {cost}" + (f", about {_duration(stage.seconds)}" if stage.seconds is not None else ""))
     order = [f"{hook}: {' > '.join(names)}" for hook, names in stage.hooks.items()]
     if order:
@@ -129,7 +130,7 @@ def choose_bf16(precision: str, device: torch.device) -> bool:
     if precision != "auto":
         return precision == "bf16"
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return bool(amx and amx())
 

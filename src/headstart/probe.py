@@ -5,8 +5,8 @@ The objective is the task's own loss, so one solver serves classes, several labe
     min_W,b  1/n sum_i loss(W z_i + b, y_i) + l2/2 |W|^2        z = (x - mean) / (sd * sqrt(D))
 
 Features are standardised one by one and scaled to a mean square norm of 1, which is folded back into W and b: the
-problem is well conditioned, and one grid of strengths serves every backbone. C = 1 / (n * l2) is the inverse strength of
-scikit-learn's LogisticRegression. Solved by L-BFGS (Liu & Nocedal 1989), full batch, float64.
+problem is well conditioned, and one grid of strengths serves every backbone. C = 1 / (n * l2) is the inverse strength
+of scikit-learn's LogisticRegression. Solved by L-BFGS (Liu & Nocedal 1989), full batch, float64.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 """Values of C that are tried, simplest model first; on Banking77 the best are 10 (all rows) and 30 (10 a class)."""
 
 FLAT = 0.1
-"""A feature's sd counts as at least this share of the root mean square sd, so that a nearly constant one is not blown up."""
+"""A feature's sd counts as at least this share of the root mean square sd, lest a nearly constant one be blown up."""
 
 FOLDS = 5
 """Folds of the cross-validation that chooses C where no validation rows are given."""
@@ -54,7 +54,6 @@ def fit(
     validation: tuple[np.ndarray, Tensor] | None = None,
     *,
     seed: int = 0,
-    metric: str | None = None,
 ) -> Probe:
     """Solve the probe for each strength, keep the one that is best on the validation rows or across folds.
 
@@ -65,7 +64,7 @@ def fit(
         held_x, held_y = torch.from_numpy(np.ascontiguousarray(validation[0])).double(), validation[1]
         found = [solve(x, targets, task, c) for c in STRENGTHS]
         answers = [held_x @ weight.T + bias for weight, bias in found]
-        best, score = _choose(task, answers, held_y, metric)
+        best, score = _choose(task, answers, held_y)
         weight, bias = found[best]
         return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
     answers = [torch.zeros(len(x), task.outputs, dtype=torch.float64) for _ in STRENGTHS]
@@ -73,7 +72,7 @@ def fit(
         for position, c in enumerate(STRENGTHS):
             weight, bias = solve(x[fitted], targets[fitted], task, c)
             answers[position][held] = x[held] @ weight.T + bias
-    best, score = _choose(task, answers, targets, metric)
+    best, score = _choose(task, answers, targets)
     weight, bias = solve(x, targets, task, STRENGTHS[best])
     return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
 
@@ -120,10 +119,10 @@ def folds(targets: Tensor, count: int, seed: int) -> Iterator[tuple[Tensor, Tens
         yield torch.from_numpy(np.flatnonzero(fold != number)), torch.from_numpy(np.flatnonzero(fold == number))
 
 
-def _choose(task: Task, answers: list[Tensor], targets: Tensor, metric: str | None) -> tuple[int, float]:
+def _choose(task: Task, answers: list[Tensor], targets: Tensor) -> tuple[int, float]:
     """The strength with the lowest held-out loss, and its metric: the loss is smoother than the metric."""
     double = targets.double() if targets.is_floating_point() else targets
     losses = [float(task.loss(answer, double).mean()) for answer in answers]
     best = int(np.argmin(losses))
     scores = task.scores(answers[best].float()).numpy()
-    return best, task.measure(scores, targets.numpy())[metric or task.metric]
+    return best, task.measure(scores, targets.numpy())[task.metric]

@@ -256,7 +256,7 @@ class Method:
 
     def groups(self, model: nn.Module, ctx: Context) -> list[Group]:
         """ONE. Who learns, and how fast; asked again at the start of every epoch (`ctx.progress`)."""
-        return [Group(tuple(model.backbone.parameters()))]  # type: ignore[operator, union-attr]
+        return [Group(tuple(model.backbone.parameters()))]  # type: ignore[union-attr]
 
     def learning_rate(self, modality: str) -> float | None:
         """The rate that suits what this method lets learn, used when the user sets none."""

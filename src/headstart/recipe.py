@@ -18,7 +18,7 @@ from typing import Any
 from headstart.spec import MethodSpec, Spec, StageSpec
 
 FEW_ROWS = 256
-"""Training rows below which the contrastive stage runs instead of fine-tuning: then each row meets every other often."""
+"""Training rows below which the contrastive stage runs instead of fine-tuning: then every row meets every other."""
 
 FEW_BATCH = 16
 """Rows a batch of it: as good as 32 over three sets' validation rows, at half the cost."""

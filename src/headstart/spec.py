@@ -57,9 +57,13 @@ class TaskSpec(_Section):
 class BackboneSpec(_Section):
     """The pretrained network."""
 
-    ref: str | None = Field(None, description="hf:, timm:, file: or pkg: reference; a default per modality when left out")
+    ref: str | None = Field(
+        None, description="hf:, timm:, file: or pkg: reference; a default per modality when left out"
+    )
     revision: str | None = None
-    pooling: Literal["cls", "mean", "attention"] | None = Field(None, description="as the model was trained if left out")
+    pooling: Literal["cls", "mean", "attention"] | None = Field(
+        None, description="as the model was trained if left out"
+    )
     max_length: int | None = Field(None, ge=4, description="tokens kept of a text")
     image_size: int | None = Field(None, ge=16, description="height and width in pixels")
     pretrained: bool = Field(True, description="false starts from random weights: what `compare` calls scratch")
@@ -109,9 +113,13 @@ class TrainingSpec(_Section):
     batches: Literal["length", "pairs"] = Field(
         "length", description="rows of like length together, or every row with another of its class"
     )
-    task_weight: float = Field(1.0, ge=0, description="factor on the task's loss; 0 leaves the methods' penalties alone")
+    task_weight: float = Field(
+        1.0, ge=0, description="factor on the task's loss; 0 leaves the methods' penalties alone"
+    )
     head_scale: float | None = Field(None, gt=0, description="the head's learning rate over the backbone's")
-    head: Literal["probe", "random"] = Field("probe", description="a fresh head starts from the frozen probe, or random")
+    head: Literal["probe", "random"] = Field(
+        "probe", description="a fresh head starts from the frozen probe, or random"
+    )
     patience: int | None = Field(3, ge=1, description="validations without a better metric before stopping")
     metric: str | None = Field(None, description="what early stopping and the choice of weights compare")
     checkpoint_every: float = Field(60.0, gt=0, description="seconds between saved states")
@@ -148,7 +156,9 @@ class StageSpec(_Section):
         for given, section in ((self.training, TrainingSpec), (self.task, TaskSpec)):
             for key in given:
                 if key not in section.model_fields:
-                    raise ValueError(f"unknown key '{key}' in stage '{self.name}': {did_you_mean(key, section.model_fields)}")
+                    raise ValueError(
+                        f"unknown key '{key}' in stage '{self.name}': {did_you_mean(key, section.model_fields)}"
+                    )
             try:
                 section.model_validate(given)
             except ValidationError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,9 @@ def make_methods(specs: tuple[MethodSpec, ...]) -> dict[str, Method]:
     found: dict[str, Method] = {}
     for spec in specs:
         if spec.name in found:
-            raise MethodError(f"method '{spec.name}' is listed twice: give its options together, as {spec.name}:a=1,b=2")
+            raise MethodError(
+                f"method '{spec.name}' is listed twice: give its options together, as {spec.name}:a=1,b=2"
+            )
         try:
             cls = catalog.find("methods", spec.name)
         except SpecError as error:
@@ -94,31 +96,27 @@ class Stages:
 
     def stage_task(self, stage: StageSpec) -> Task:
         """The task with the stage's loss options."""
-        return make_task(self.task.name, self.labels, TaskSpec.model_validate({**self.spec.task.model_dump(), **stage.task}))
+        options = TaskSpec.model_validate({**self.spec.task.model_dump(), **stage.task})
+        columns = self.task.labels if self.task.name == "regression" else ()
+        return make_task(self.task.name, self.labels, options, self.training(stage).metric, columns)
 
     def check(self, stage: StageSpec) -> tuple[dict[str, Method], Hooks]:
         """Methods and their legality, before anything is spent."""
         methods = make_methods(stage.methods)
         hooks = Hooks(methods, self.stage_task(stage), self.modality, seed_of(self.spec.training.seed, stage.name))
         training = self.training(stage)
-        if training.optimizer == "lbfgs" and (len(methods) != 1 or getattr(methods.get("freeze"), "probe", False) is not True):
+        if training.optimizer == "lbfgs" and (
+            len(methods) != 1 or getattr(methods.get("freeze"), "probe", False) is not True
+        ):
             raise SpecError(
                 f"stage '{stage.name}': optimizer = 'lbfgs' solves a linear head on frozen features, so its one method "
                 f"must be freeze:probe; received {[str(m) for m in stage.methods]}"
             )
-        if training.metric is not None:
-            self._check_metric(training.metric)
         return methods, hooks
 
-    def _check_metric(self, metric: str) -> None:
-        rows = np.zeros((2, self.task.outputs)), np.zeros(2, dtype=np.int64)
-        if self.task.name != "classification":
-            rows = np.eye(2, self.task.outputs), np.eye(2, self.task.outputs, dtype=np.float32)
-        known = self.task.measure(self.task.scores(torch.from_numpy(rows[0]).float()).numpy(), rows[1])
-        if metric not in known:
-            raise SpecError(f"training.metric '{metric}' is not measured for {self.task.name}: {did_you_mean(metric, known)}")
-
-    def run(self, stage: StageSpec, *, checkpoint: Path | None, identity: str, resume: bool, deadline: float | None) -> StageResult:
+    def run(
+        self, stage: StageSpec, *, checkpoint: Path | None, identity: str, resume: bool, deadline: float | None
+    ) -> StageResult:
         """Do one stage. `self.model` is the result."""
         started = time.monotonic()
         methods, hooks = self.check(stage)
@@ -158,7 +156,7 @@ class Stages:
         if len(rows) > PROBE_ROWS and self.fresh_head and training.optimizer != "lbfgs":
             chosen = np.random.default_rng(training.seed).choice(len(rows), PROBE_ROWS, replace=False)
             features, targets = features[chosen], targets[torch.from_numpy(chosen)]
-        return probe.fit(features, targets, self.task, validation, seed=training.seed, metric=training.metric)
+        return probe.fit(features, targets, self.task, validation, seed=training.seed)
 
     def _features(self, name: str, rows: Encoded) -> np.ndarray:
         if not self.untouched:
@@ -201,21 +199,25 @@ class Stages:
         trained = loop.train(resume=resume)
         self.model = trained.model  # type: ignore[assignment]
         learned = sum(p.numel() for p in loop.optimiser.parameters)
-        self.untouched = self.untouched and not any(p is q for p in loop.optimiser.parameters for q in self.model.backbone.parameters())
-        score = self._score(training)
+        self.untouched = self.untouched and not any(
+            p is q for p in loop.optimiser.parameters for q in self.model.backbone.parameters()
+        )
+        score = self._score()
         details |= {"epochs": epochs, "learning_rate": rate, "precision": "bf16" if bf16 else "fp32"}
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
             trained.history, trained.notes, details,
         )  # fmt: skip
 
-    def _score(self, training: TrainingSpec) -> float | None:
+    def _score(self) -> float | None:
         if self.validation is None or self.validation.targets is None:
             return None
         scores = self.task.scores(torch.from_numpy(inference.outputs(self.model, self.validation)))
-        return self.task.measure(scores.numpy(), self.validation.targets.numpy())[training.metric or self.task.metric]
+        return self.task.measure(scores.numpy(), self.validation.targets.numpy())[self.task.metric]
 
-    def describe(self, stages: tuple[StageSpec, ...], row_seconds: Callable[[bool, TrainingSpec], float] | None) -> list[planning.StagePlan]:
+    def describe(
+        self, stages: tuple[StageSpec, ...], row_seconds: Callable[[bool, TrainingSpec], float] | None
+    ) -> list[planning.StagePlan]:
         """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed."""
         import copy
 
@@ -226,12 +228,14 @@ class Stages:
             trial: nn.Module = copy.deepcopy(self.model)
             trial = hooks.adapt(trial)
             learning = {id(p): p for group in hooks.groups(trial) for p in group.parameters}
-            learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr, operator]
+            learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr]
             bf16 = planning.choose_bf16(training.precision, self.device)
             exact = training.optimizer == "lbfgs"
             found.append(
                 planning.describe_stage(
-                    stage.name, methods, training,
+                    stage.name,
+                    methods,
+                    training,
                     rows=len(self.train_rows),
                     epochs=planning.choose_epochs(training, len(self.train_rows)),
                     rate=planning.choose_rate(training, methods, self.modality.name),
@@ -239,14 +243,22 @@ class Stages:
                     total=sum(p.numel() for p in trial.parameters()),
                     bf16=bf16,
                     row_seconds=row_seconds(not exact, training) if row_seconds else None,
-                )  # fmt: skip
+                )
             )
         return found
 
 
-def make_task(name: str, labels: list[Any], options: TaskSpec) -> Task:
-    """The task fitted to the training labels, with only the options that differ from their defaults."""
+def make_task(name: str, labels: list[Any], options: TaskSpec, metric: str | None, columns: Sequence[str] = ()) -> Task:
+    """The task fitted to the training labels, with only the options that differ from their defaults.
+
+    metric: what is compared, with its direction; raises SpecError for one the task does not measure. columns: the label
+    columns, which name the targets of a regression.
+    """
     chosen = {k: v for k, v in options.model_dump().items() if k != "name" and v != TaskSpec.model_fields[k].default}
+    if metric is not None:
+        chosen["metric"] = metric
+    if name == "regression" and columns:
+        chosen["labels"] = list(columns)
     return tasks.fit(name, labels, **chosen)
 
 

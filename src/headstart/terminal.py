@@ -21,6 +21,7 @@ class Terminal:
         self.rows, self.since, self.metric = 0, time.monotonic(), ""
 
     def __call__(self, event: str, figures: Mapping[str, Any]) -> None:
+        """Show one event of a run."""
         handler = getattr(self, f"_{event}", None)
         if handler is not None:
             handler(figures)

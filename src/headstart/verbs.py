@@ -71,10 +71,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a bundle on labelled rows: metrics with intervals, per class, calibration, slices, worst mistakes.
 
-    slices: columns of the file; every value of each is measured by itself. Raises DataError for a missing column, BadInput
+    slices: columns of the file; every value of each is measured by itself. Raises DataError for a missing column or
     for labels that the model does not know.
     """
-    from headstart.evaluate import measure_split
+    from headstart.evaluation import measure_split
 
     model = bundle if isinstance(bundle, Bundle) else load(bundle, report=False)
     rows = data.load_labelled(
@@ -83,7 +83,9 @@ def evaluate(
     values: dict[str, list[Any]] = {}
     for name in slices:
         if name not in rows.table.column_names:
-            raise DataError(f"there is no column '{name}' to slice by in '{path}': {did_you_mean(name, rows.table.column_names)}")
+            raise DataError(
+                f"there is no column '{name}' to slice by in '{path}': {did_you_mean(name, rows.table.column_names)}"
+            )
         values[name] = rows.column(name)
     if len(rows) == 0:
         raise BadInput(f"'{path}' has no rows to evaluate on")
@@ -117,5 +119,7 @@ def slice_lines(values: Sequence[Mapping[str, Any]]) -> list[str]:
             continue
         interval = "" if entry["low"] is None else f" [{entry['low']:.4f}, {entry['high']:.4f}]"
         remark = " worse than the whole" if entry["worse"] else " few rows" if entry["small"] else ""
-        found.append(f"{entry['value']}: {entry['metric']} {entry['score']:.4f}{interval} on {entry['rows']} rows{remark}")
+        found.append(
+            f"{entry['value']}: {entry['metric']} {entry['score']:.4f}{interval} on {entry['rows']} rows{remark}"
+        )
     return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable
@@ -299,6 +300,22 @@ def test_parts_follow_layers_that_are_replaced(hub: Callable[[str], Path]) -> No
     assert sorted(listed) == sorted(id(p) for p in backbone.parameters())
     assert isinstance(backbone.blocks[1], Wrapped)
     assert torch.equal(backbone(texts().replace(shift=backbone.zero_shift(texts()))).pooled, backbone(texts()).pooled)
+
+
+@pytest.mark.parametrize("name", ("bert", "vit", "timm:resnet18"))
+def test_copies_stand_alone(name: str, loaded: Callable[[str], Backbone]) -> None:
+    """Averaging of weights works on a copy; changing it leaves the original as it was."""
+    backbone = loaded(name)
+    batch = example(backbone)
+    before = backbone(batch).pooled
+    other = copy.deepcopy(backbone)
+    assert torch.equal(other(batch).pooled, before)
+    assert {id(p) for p in parameters_of(other.blocks)} <= {id(p) for p in other.parameters()}
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    assert torch.equal(backbone(batch).pooled, before)
+    assert not torch.allclose(other(batch).pooled, before)
 
 
 def test_another_picture_size_is_interpolated(hub: Callable[[str], Path]) -> None:

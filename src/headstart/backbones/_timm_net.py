@@ -48,24 +48,22 @@ class TimmBackbone(PictureBackbone):
     def features(self, batch: Batch) -> Features:
         """pooled (N,D) with tokens (N,T,D) and their mask, or with a map (N,C,H,W)."""
         hidden: Tensor = self.network.forward_features(self.normalised(batch))  # type: ignore[operator]
-        pooled: Tensor | None = None
-        if self.pool is None:
-            pooled = self.network.forward_head(hidden, pre_logits=True).flatten(1)  # type: ignore[operator]
         if hidden.ndim == 4:
             grid = hidden.permute(0, 3, 1, 2) if self._channels_last else hidden
-            return Features(self._pooled(pooled, grid.flatten(2).transpose(1, 2), 0), map=grid)
+            return Features(self._pooled(hidden, grid.flatten(2).transpose(1, 2), 0), map=grid)
         mask = torch.ones(hidden.shape[:2], dtype=torch.int64, device=hidden.device)
-        return Features(self._pooled(pooled, hidden, self._lead), hidden, mask)
+        return Features(self._pooled(hidden, hidden, self._lead), hidden, mask)
 
-    def _pooled(self, given: Tensor | None, tokens: Tensor, lead: int) -> Tensor:
+    def _pooled(self, hidden: Tensor, tokens: Tensor, lead: int) -> Tensor:
         """The network's own pooling, or ours over tokens (N,T,D) of which the first `lead` are no patches."""
+        pooled: Tensor
         if self.pool is None:
-            assert given is not None
-            return given
+            pooled = self.network.forward_head(hidden, pre_logits=True).flatten(1)  # type: ignore[operator]
+            return pooled
         mask = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
         if self.mode == "mean":
             mask[:, :lead] = 0
-        pooled: Tensor = self.pool(tokens, mask)
+        pooled = self.pool(tokens, mask)
         return pooled
 
     def describe(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def load(rest: str, spec: BackboneSpec, modality: str, seed: int, ref: str) -> N
         if starter.modality != modality:
             raise BackboneError(f"'{ref}' reads {starter.modality}, and the rows are {modality}")
         if starter.architecture is not None:
-            return _ordered(root, starter, spec, source, seed, ref)
+            return _ordered(root, starter.architecture, spec, source, seed, ref)
         return _folder.load(root / (starter.folder or ""), spec, modality, source, seed, ref)
     place = root / inner
     if not place.is_dir():
@@ -95,7 +95,7 @@ def _source(distribution: str) -> dict[str, Any]:
 
 
 def _ordered(
-    root: Path, starter: Starter, spec: BackboneSpec, source: Mapping[str, Any], seed: int, ref: str
+    root: Path, architecture: str, spec: BackboneSpec, source: Mapping[str, Any], seed: int, ref: str
 ) -> NetworkBackbone:
     """A timm network from the package's one state dict, whose tensors stand in timm's order under other names.
 
@@ -103,7 +103,6 @@ def _ordered(
     """
     from headstart.backbones import _timm_net
 
-    assert starter.architecture is not None
     timm = _timm_net.require_timm(ref)
     weights = None
     if spec.pretrained:
@@ -113,9 +112,9 @@ def _ordered(
                 f"expected one file of weights in the package of '{ref}', found {len(files)}: reinstall it"
             )
         with _files.silence():
-            model = timm.create_model(starter.architecture, pretrained=False)
+            model = timm.create_model(architecture, pretrained=False)
         weights = in_order(_files.read_weights(files[0], True), model.state_dict(), ref)
-    return _timm_net.build(starter.architecture, weights, spec, source, seed, ref)
+    return _timm_net.build(architecture, weights, spec, source, seed, ref)
 
 
 def in_order(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], ref: str) -> dict[str, Tensor]:

@@ -243,7 +243,7 @@ def heat_map(counts: Sequence[Sequence[int]], labels: Sequence[str], size: int =
         math.ceil(bottom),
         "Confusion matrix: truth down, answer across",
         "".join(parts),
-        "wide" if size > 500 else "",
+        "wide" if size > 500 else "square",
     )
 
 

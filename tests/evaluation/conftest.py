@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from headstart.evaluate import Report
+from headstart.evaluation import Report
 
 
 def _samples() -> ModuleType:

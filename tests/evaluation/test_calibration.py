@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import minimize_scalar
 
-from headstart.evaluate.calibration import RANGE, expected_calibration_error, fit_temperature, reliability
+from headstart.evaluation.calibration import RANGE, expected_calibration_error, fit_temperature, reliability
 
 
 def drawn(temperature: float, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from headstart.errors import BundleError
-from headstart.evaluate import Report
-from headstart.evaluate.report import KEYS
+from headstart.evaluation import Report
+from headstart.evaluation.report import KEYS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "report.md"
 

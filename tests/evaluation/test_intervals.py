@@ -7,8 +7,8 @@ import pytest
 from sklearn import metrics as sk
 
 from headstart import tasks
-from headstart.evaluate import intervals as module
-from headstart.evaluate.intervals import difference, intervals, paired_difference
+from headstart.evaluation import intervals as module
+from headstart.evaluation.intervals import difference, intervals, paired_difference
 from headstart.protocols import Task
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from headstart.evaluate import Report
-from headstart.evaluate.card import base_model, render_card
+from headstart.evaluation import Report
+from headstart.evaluation.card import base_model, render_card
 
 
 def parts(report: Report) -> tuple[dict[str, Any], str]:

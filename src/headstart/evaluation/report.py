@@ -132,8 +132,8 @@ class Report(Mapping[str, Any]):
 
     def write(self, folder: str | Path) -> Path:
         """Write `report.json`, `report.html` and the model card `README.md`; returns the page's path."""
-        from headstart.evaluate.card import render_card
-        from headstart.evaluate.page import render_report
+        from headstart.evaluation.card import render_card
+        from headstart.evaluation.page import render_report
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -158,7 +158,7 @@ class Report(Mapping[str, Any]):
         """The page, for notebooks."""
         from markupsafe import escape
 
-        from headstart.evaluate.page import render_report
+        from headstart.evaluation.page import render_report
 
         page = escape(render_report(self._record))
         return f'<iframe srcdoc="{page}" width="100%" height="700" sandbox style="border:0"></iframe>'
@@ -176,7 +176,7 @@ class Report(Mapping[str, Any]):
 
 def summary(record: Mapping[str, Any]) -> list[str]:
     """The report in a few lines: what was made, how good it is, what it cost, what to look at."""
-    from headstart.evaluate.wording import amount, duration, memory, metric_name
+    from headstart.evaluation.wording import amount, duration, memory, metric_name
 
     kind = f"{record['task']} on {record['modality']}" if record["modality"] else record["task"]
     lines = [f"{kind}, {len(record['labels'])} outputs, backbone {record['backbone']['ref']}"]

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.evaluate import plots, wording
+from headstart.evaluation import plots, wording
 
 if TYPE_CHECKING:
     from jinja2 import Environment

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from headstart import tasks
-from headstart.evaluate import Report, measure_split
+from headstart.evaluation import Report, measure_split
 from headstart.protocols import Task
 
 INTENTS = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from headstart.evaluate.intervals import intervals
+from headstart.evaluation.intervals import intervals
 
 if TYPE_CHECKING:
     from headstart.protocols import Task

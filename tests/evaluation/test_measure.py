@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from headstart import tasks
-from headstart.evaluate import measure_split
-from headstart.evaluate.measure import shown, thumbnail
+from headstart.evaluation import measure_split
+from headstart.evaluation.measure import shown, thumbnail
 
 TASK = tasks.fit("classification", ["a", "b"])
 

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from headstart.evaluate import wording
-from headstart.evaluate.page import _title
+from headstart.evaluation import wording
+from headstart.evaluation.page import _title
 
 HUB_METRICS = {"macro_f1": "f1", "micro_f1": "f1", "r2": "r_squared", "spearman": "spearmanr"}
 """Metric types of the hub where they differ from our names."""

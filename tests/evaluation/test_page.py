@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from headstart import tasks
-from headstart.evaluate import Report, measure_split, plots
-from headstart.evaluate.card import render_card
-from headstart.evaluate.page import render_comparison, render_report
+from headstart.evaluation import Report, measure_split, plots
+from headstart.evaluation.card import render_card
+from headstart.evaluation.page import render_comparison, render_report
 
 VOID = {"meta", "link", "br", "hr", "img", "input"}
 SELF_CLOSED = {"rect", "line", "circle", "polyline"}
