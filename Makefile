@@ -32,14 +32,14 @@ $(VENV)/.installed: pyproject.toml
 	@touch $@
 
 demo: install
-	$(BIN)/headstart fit $(TICKETS)/train.csv --test $(TICKETS)/test.csv --out $(OUT)/tickets --seed 1
+	$(BIN)/headstart fit $(TICKETS)/train.csv --test $(TICKETS)/test.csv --out $(OUT)/tickets --seed 1 --overwrite
 	$(BIN)/headstart predict $(OUT)/tickets $(TICKETS)/new.csv --out $(OUT)/tickets-predictions.csv
 	@$(BIN)/python -m headstart.examples show $(OUT)/tickets-predictions.csv
 	@echo "Report: $(OUT)/tickets/report.html   All predictions: $(OUT)/tickets-predictions.csv"
 
 demo-images: install
 	$(BIN)/python -m headstart.examples digits $(OUT)/digits-data --per-class 20
-	$(BIN)/headstart fit $(OUT)/digits-data/train --test $(OUT)/digits-data/test --out $(OUT)/digits --seed 1
+	$(BIN)/headstart fit $(OUT)/digits-data/train --test $(OUT)/digits-data/test --out $(OUT)/digits --seed 1 --overwrite
 	@echo "Report: $(OUT)/digits/report.html"
 
 # One thread a worker: the workers are as many as the cores of a small machine, and sums keep their order.

@@ -6,6 +6,7 @@
         ├── SpecError         a key, value or combination in the spec
         ├── DataError         a file, a column or a row
         ├── BackboneError     a backbone that cannot be found, read or trusted
+        │   └── OutOfReach    its weights are not on this machine and the hub cannot be reached
         ├── MethodError       a method's option, or a conflict between methods
         ├── BundleError       a bundle that is missing, cut short, altered or from another format
         └── MissingExtra      an optional library that is not installed
@@ -44,6 +45,10 @@ class DataError(BadInput):
 
 class BackboneError(BadInput):
     """A backbone that cannot be found, read or trusted."""
+
+
+class OutOfReach(BackboneError):
+    """A backbone whose weights are not on this machine while the hub cannot be reached."""
 
 
 class MethodError(BadInput):

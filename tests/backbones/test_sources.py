@@ -594,3 +594,26 @@ def test_loading_prints_nothing_and_keeps_the_log_levels(
         talk.set_verbosity_warning()  # type: ignore[no-untyped-call]
     seen = capfd.readouterr()
     assert seen.out == seen.err == ""
+
+
+@pytest.mark.parametrize("ref", ["timm:tf_efficientnet_lite0", "hf:sentence-transformers/all-MiniLM-L6-v2"])
+def test_an_installed_package_stands_in_for_the_same_weights_out_of_reach(
+    ref: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from headstart.backbones import _files, _known, hf, timm
+
+    packaged = _known.stand_in(ref)
+    if packaged is None:
+        pytest.skip("the starter extra is not installed")
+
+    def out_of_reach(*_: Any) -> Any:
+        raise _files.unreachable(ref, None, False, None)
+
+    monkeypatch.setattr(timm if ref.startswith("timm") else hf, "load", out_of_reach)
+    modality = "image" if ref.startswith("timm") else "text"
+    loaded = backbones.load(BackboneSpec(ref=ref), modality)
+    assert loaded.source["instead_of"] == ref
+    assert loaded.digest == backbones.load(BackboneSpec(ref=packaged), modality).digest
+    with pytest.raises(BackboneError, match="hub cannot be reached"):
+        monkeypatch.setattr(_known, "_LISTED", ())
+        backbones.load(BackboneSpec(ref=ref), modality)

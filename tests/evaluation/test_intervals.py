@@ -169,3 +169,15 @@ def test_difference_of_any_metric():
         assert found["value"] == pytest.approx(expected) and found["low"] > 0 and found["p"] < 0.05
     same = difference(task, good, good, targets)
     assert same["value"] == 0 and same["p"] == 1.0
+
+
+def test_the_calibration_error_lies_inside_its_interval() -> None:
+    from headstart import tasks
+
+    draws = np.random.default_rng(0)
+    scores = draws.dirichlet(np.ones(3) * 0.3, size=60)
+    targets = np.array([draws.choice(3, p=row) for row in scores])
+    task = tasks.fit("classification", ["a", "b", "c"])
+    found = intervals(task, scores, targets, names=("ece",))["ece"]
+    assert found.low is not None and found.high is not None
+    assert 0 <= found.low <= found.value <= found.high

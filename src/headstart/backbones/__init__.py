@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headstart.backbones._known import DEFAULTS, STARTERS, shipping_weights, version
-from headstart.errors import BackboneError, did_you_mean
+from headstart.backbones._known import DEFAULTS, STARTERS, shipping_weights, stand_in, version
+from headstart.errors import BackboneError, OutOfReach, did_you_mean
 
 if TYPE_CHECKING:
     from headstart.protocols import Backbone
@@ -31,6 +31,8 @@ def load(spec: BackboneSpec, modality: str, *, seed: int = 0) -> Backbone:
     Without `spec.ref` it is the modality's default, from the `starter` extra. With `spec.pretrained = False` it is the
     same architecture with random weights drawn from `seed`. The global random state is left as it was.
 
+    Where the hub cannot be reached, an installed package of the same weights stands in, and `source` says so.
+
     Raises MissingExtra when a library or the starter is not installed (with the pip command), and BackboneError when
     the reference cannot be found, fetched, read, trusted, or does not read this modality.
     """
@@ -43,7 +45,14 @@ def load(spec: BackboneSpec, modality: str, *, seed: int = 0) -> Backbone:
             f"expected a backbone as hf:, timm:, file: or pkg: and a name, received '{ref}': {_hint(ref)}"
         )
     source = importlib.import_module(f"headstart.backbones.{SOURCES[prefix]}")
-    loaded: Backbone = source.load(rest, spec, modality, seed, ref)
+    try:
+        loaded: Backbone = source.load(rest, spec, modality, seed, ref)
+    except OutOfReach:
+        packaged = stand_in(ref)
+        if packaged is None:
+            raise
+        loaded = load(spec.model_copy(update={"ref": packaged, "revision": None}), modality, seed=seed)
+        loaded.source = {**loaded.source, "instead_of": ref}
     return loaded
 
 

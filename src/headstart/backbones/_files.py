@@ -13,7 +13,7 @@ from urllib.parse import urlparse
 
 from torch import Tensor
 
-from headstart.errors import BackboneError
+from headstart.errors import BackboneError, OutOfReach
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "README.md"]
@@ -127,11 +127,11 @@ def snapshot(repo: str, revision: str | None, allow_pickle: bool, code: bool) ->
     return folder, commit
 
 
-def unreachable(repo: str, revision: str | None, reachable: bool, error: Exception | None) -> BackboneError:
+def unreachable(repo: str, revision: str | None, reachable: bool, error: Exception | None) -> OutOfReach:
     """The error for weights that are neither cached nor to be fetched."""
     wanted = repo if revision is None else f"{repo} at {revision}"
     why = "the hub cannot be reached" if not reachable else f"fetching it failed: {error}"
-    return BackboneError(
+    return OutOfReach(
         f"'{wanted}' is not on this machine and {why}. "
         f"Use weights that are: a folder (file:path) or an installed package (pkg:name; see `headstart backbones`)"
     )

@@ -12,7 +12,8 @@ class Starter:
     """A package of weights: its module, what pip calls it, the modality it reads, one line about it.
 
     folder: where a model in hub layout lies inside the package. architecture: the timm network that the package's one
-    pickled state dict belongs to; its tensors stand in the network's order under other names.
+    pickled state dict belongs to; its tensors stand in the network's order under other names. same_as: references to
+    the same weights elsewhere, for which the package stands in where the hub cannot be reached.
     """
 
     module: str
@@ -21,6 +22,7 @@ class Starter:
     summary: str
     folder: str | None = None
     architecture: str | None = None
+    same_as: tuple[str, ...] = ()
 
 
 def _lite(number: int, size: int, top: str) -> Starter:
@@ -30,6 +32,7 @@ def _lite(number: int, size: int, top: str) -> Starter:
         modality="image",
         summary=f"EfficientNet-Lite{number}, ImageNet, {size} pixels, {top} parameters",
         architecture=f"tf_efficientnet_lite{number}",
+        same_as=(f"timm:tf_efficientnet_lite{number}", f"timm:tf_efficientnet_lite{number}.in1k"),
     )
 
 
@@ -40,6 +43,7 @@ _LISTED = (
         modality="text",
         summary="MiniLM-L6 sentence encoder (all-MiniLM-L6-v2), English, 22.7 million parameters",
         folder="model",
+        same_as=("hf:sentence-transformers/all-MiniLM-L6-v2",),
     ),
     _lite(0, 224, "3.4 million"),
     _lite(1, 240, "4.1 million"),
@@ -57,6 +61,12 @@ def version(distribution: str) -> str | None:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
         return None
+
+
+def stand_in(ref: str) -> str | None:
+    """The installed package, as `pkg:module`, that ships the weights that a hub reference means."""
+    found = (starter for starter in _LISTED if ref in starter.same_as and version(starter.distribution))
+    return next((f"pkg:{starter.module}" for starter in found), None)
 
 
 def shipping_weights() -> Iterator[tuple[str, str]]:
