@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values"),
     ("spec", "catalog", "protocols", "model"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
-    ("encoded", "state", "optimiser", "recipe", "probe", "evaluate"),
+    ("encoded", "state", "optimiser", "recipe", "probe", "evaluation"),
     ("inference", "hooks", "planning"),
     ("loop", "bundle"),
     ("stages",),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from headstart.optimiser import Optimiser, schedule
+from headstart.optimiser import BETAS, Optimiser, schedule
 from headstart.spec import TrainingSpec
 from headstart.values import Group
 
@@ -33,7 +33,7 @@ def test_adamw_is_torch_adamw() -> None:
     start = torch.randn(3, 2)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimiser = make("adamw", ours)
-    reference = torch.optim.AdamW([theirs], lr=0.005, weight_decay=0.1)
+    reference = torch.optim.AdamW([theirs], lr=0.005, betas=BETAS, weight_decay=0.1)
     for _ in range(5):
         gradient = torch.randn(3, 2)
         ours.grad, theirs.grad = gradient.clone(), gradient.clone()
@@ -46,7 +46,7 @@ def test_adam_adds_the_decay_to_the_gradient() -> None:
     start = torch.randn(3, 2)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     optimiser = make("adam", ours)
-    reference = torch.optim.Adam([theirs], lr=0.005, weight_decay=0.1)
+    reference = torch.optim.Adam([theirs], lr=0.005, betas=BETAS, weight_decay=0.1)
     ours.grad, theirs.grad = torch.ones(3, 2), torch.ones(3, 2)
     optimiser.step(0.5)
     reference.step()

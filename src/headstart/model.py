@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from headstart.protocols import Backbone
@@ -22,11 +23,13 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> tuple[Features, Tensor]:
         """Features and outputs (N,K) of a batch; rows are mixed after pooling where `batch.mix` says so."""
         features = self.backbone(batch)
-        pooled = features.pooled
+        pooled = features.pooled.float()
         if batch.mix is not None:
             share = batch.mix.share[:, None].to(pooled.dtype)
             pooled = share * pooled + (1 - share) * pooled[batch.mix.partner]
-        return features, self.head(pooled)
+        # A head's outputs are compared with each other, so it always runs in full precision.
+        with torch.autocast(pooled.device.type, enabled=False):
+            return features, self.head(pooled)
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from torch import nn
 from headstart.spec import TrainingSpec
 from headstart.values import Group
 
+BETAS = (0.9, 0.98)
+"""Moments of Adam and AdamW, as for RoBERTa (Liu et al. 2019, section 3.1): fine-tuning is too short for 0.999."""
+
 
 def schedule(kind: str, warmup: float, fraction: float) -> float:
     """The factor on the learning rate after `fraction` of the run, in [0, 1].
@@ -71,8 +74,8 @@ class Optimiser:
         if self.training.optimizer == "adam":
             for group in groups:
                 group["weight_decay"] = self.training.weight_decay if group["decayed"] else 0.0
-            return torch.optim.Adam(groups, lr=rate)
-        return torch.optim.AdamW(groups, lr=rate, weight_decay=0.0)
+            return torch.optim.Adam(groups, lr=rate, betas=BETAS)
+        return torch.optim.AdamW(groups, lr=rate, betas=BETAS, weight_decay=0.0)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -75,7 +75,8 @@ class Pool(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """tokens (N,T,V), mask (N,T) with 1 for tokens and 0 for padding."""
-        return torch.cat([self._one(mode, tokens, mask) for mode in self.modes], dim=1)
+        # Sums over tokens lose digits in half precision, and everything above stands on them.
+        return torch.cat([self._one(mode, tokens.float(), mask) for mode in self.modes], dim=1)
 
     def _one(self, mode: str, tokens: Tensor, mask: Tensor) -> Tensor:
         if mode != "attention":

@@ -1,0 +1,59 @@
+"""What the plan chooses, says and counts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from method_runs import make_loop, make_method
+
+from headstart import planning
+from headstart.planning import Plan, describe_stage
+from headstart.spec import TrainingSpec
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(32, 50), (960, 10), (9000, 5), (1_000_000, 5)])
+def test_epochs_give_few_rows_enough_steps(rows: int, expected: int) -> None:
+    assert planning.choose_epochs(TrainingSpec(), rows) == expected
+    assert planning.choose_epochs(TrainingSpec(epochs=2), rows) == 2
+
+
+def test_the_users_rate_wins_then_the_methods_then_the_modalitys() -> None:
+    lora = {"lora": make_method("lora")}
+    assert planning.choose_rate(TrainingSpec(learning_rate=3e-6), lora, "text") == 3e-6
+    assert planning.choose_rate(TrainingSpec(), lora, "text") == lora["lora"].learning_rate("text")
+    assert planning.choose_rate(TrainingSpec(), {}, "text") == planning.LEARNING_RATE["text"]
+
+
+def test_precision_is_as_asked() -> None:
+    cpu = torch.device("cpu")
+    assert planning.choose_bf16("bf16", cpu) and not planning.choose_bf16("fp32", cpu)
+    assert planning.choose_bf16("auto", cpu) in (True, False)
+
+
+def test_measuring_leaves_the_model_as_it_was() -> None:
+    loop = make_loop([], "image")
+    before = {name: value.clone() for name, value in loop.model.state_dict().items()}
+    loop.model.train()
+    seconds = planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=True)
+    assert seconds > 0
+    assert loop.model.training
+    assert all(torch.equal(value, before[name]) for name, value in loop.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in loop.model.parameters())
+
+
+def test_a_stage_says_what_learns_how_often_and_in_which_order() -> None:
+    methods = {name: make_method(name) for name in ("mixup", "pgd", "l2sp")}
+    stage = describe_stage(
+        "all", methods, TrainingSpec(batch_size=10, accumulate=2), rows=95, epochs=3, rate=1e-3, trainable=500,
+        total=1000, bf16=False, row_seconds=0.01,
+    )  # fmt: skip
+    assert stage.steps == 15
+    assert stage.passes_per_step == methods["pgd"].passes()
+    assert stage.seconds == pytest.approx(0.01 * 95 * 3 * stage.passes_per_step)
+    assert stage.memory_bytes == 4 * 1000 + 12 * 500
+    assert stage.hooks["transform"] == ("mixup",)
+    assert stage.hooks["prior"] == ("l2sp",)
+    rows = {"read": 100, "trained": 95, "validated": 0, "tested": 0, "dropped": {"empty text": 5}}
+    text = str(Plan("classification", "text", "tiny", 3, rows, (stage,)))
+    assert "100 read = 95 to train + 0 to validate + 0 to test + dropped (5 empty text)" in text
+    assert "learns 500 of 1,000 parameters (50.0 %)" in text
