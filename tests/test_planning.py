@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from method_runs import make_loop, make_method
 
 from headstart import planning
 from headstart.planning import Plan, describe_stage
 from headstart.spec import TrainingSpec
+from method_runs import make_loop, make_method
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(32, 50), (960, 10), (9000, 5), (1_000_000, 5)])
