@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import headstart as hs
 from headstart.errors import BundleError, MethodError, SpecError
@@ -99,6 +100,53 @@ def test_a_lora_run_leaves_a_peft_folder_and_plain_weights(
     assert any("lora" in name for name in loaded.model.state_dict())
     difference = np.abs(loaded.outputs(["refund please"]) - model.outputs(["refund please"])).max()
     assert difference < 1e-4
+
+
+class Cut(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", [("step", 7), ("stage", 2), ("step", 17), ("stage", 3)])
+def test_a_sequence_cut_off_anywhere_resumes_to_the_same_weights(
+    moment: tuple[str, int], tickets: dict[str, Path], tiny_bert: Path, tmp_path: Path
+) -> None:
+    spec = {
+        "keep": "best",
+        "training": {"checkpoint_every": 1e-9, "patience": None, "epochs": 4, "batch_size": 16},
+        "stages": [
+            {"name": "top", "methods": ["freeze:top=1"]},
+            {"name": "all", "methods": ["freeze:decay=0.5", "ema:decay=0.9"]},
+            {"name": "probe", "methods": ["freeze:probe"], "training": {"optimizer": "lbfgs"}},
+        ],
+    }
+    more = {"spec": spec, **files(tickets, tiny_bert)}
+    alone = hs.fit(tickets["train"], out=tmp_path / "alone", **more)  # type: ignore[arg-type]
+    steps = 0
+
+    def cut(event: str, figures: object) -> None:
+        nonlocal steps
+        steps += event == "step"
+        if (event == "step" and moment == ("step", steps)) or (
+            event == "stage" and moment == ("stage", figures["number"])
+        ):  # type: ignore[index]
+            raise Cut
+
+    with pytest.raises(Cut):
+        hs.fit(tickets["train"], out=tmp_path / "cut", listen=cut, **more)  # type: ignore[arg-type]
+    with pytest.raises(BundleError, match="has not finished"):
+        hs.load(tmp_path / "cut")
+    resumed = hs.fit(out=tmp_path / "cut", resume=True)
+    first, second = alone.model.state_dict(), resumed.model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    kept = [[stage["kept"] for stage in m.report.to_json()["stages"]] for m in (alone, resumed)]  # type: ignore[union-attr]
+    assert kept[0] == kept[1]
+    assert hs.fit(out=tmp_path / "cut", resume=True).predict(["refund"]) == alone.predict(["refund"])
+
+
+def test_fitting_leaves_the_callers_random_numbers_alone(tickets: dict[str, Path], tiny_bert: Path) -> None:
+    before = torch.get_rng_state()
+    hs.fit(tickets["train"], methods=["freeze:probe"], **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_what_cannot_be_resumed_says_so(tmp_path: Path, tickets: dict[str, Path], tiny_bert: Path) -> None:

@@ -209,8 +209,10 @@ def fit(
         listen("note", {"text": f"'{folder}' is finished; nothing to resume"})
         return bundles.load(folder)
     _check_out(folder, resume=resume, overwrite=overwrite)
-    run = prepare(asked, memory, listen)
-    return execute(run, folder, resume=resume, overwrite=overwrite, track=track)
+    # The caller's own random numbers are none of our business.
+    with torch.random.fork_rng(devices=[]):
+        run = prepare(asked, memory, listen)
+        return execute(run, folder, resume=resume, overwrite=overwrite, track=track)
 
 
 def _unfinished(folder: Path) -> Mapping[str, Any]:
