@@ -120,9 +120,19 @@ def folds(targets: Tensor, count: int, seed: int) -> Iterator[tuple[Tensor, Tens
 
 
 def _choose(task: Task, answers: list[Tensor], targets: Tensor) -> tuple[int, float]:
-    """The strength with the lowest held-out loss, and its metric: the loss is smoother than the metric."""
+    """The strength with the best held-out metric, the lower loss among equals, and that metric.
+
+    The loss alone would pick a stronger head, whose training rows are all but learned by heart: a poor place to fine-tune
+    from.
+    """
     double = targets.double() if targets.is_floating_point() else targets
-    losses = [float(task.loss(answer, double).mean()) for answer in answers]
-    best = int(np.argmin(losses))
-    scores = task.scores(answers[best].float()).numpy()
-    return best, task.measure(scores, targets.numpy())[task.metric]
+    found: list[tuple[float, float]] = []
+    for answer in answers:
+        measured = task.measure(task.scores(answer.float()).numpy(), targets.numpy())[task.metric]
+        found.append((measured, float(task.loss(answer, double).mean())))
+    best = 0
+    for position, (measured, loss) in enumerate(found):
+        held = found[best]
+        if task.better(measured, held[0]) or (measured == held[0] and loss < held[1]):
+            best = position
+    return best, found[best][0]

@@ -33,7 +33,7 @@ FEW_BATCH = 16
 FEW_EPOCHS = 10
 """Epochs of it, and of fine-tuning on few rows a class."""
 
-FEW_A_CLASS = 32
+FEW_A_CLASS = 64
 """Rows a class below which fine-tuning takes more, gentler epochs over batches of same-class pairs."""
 
 PROBE = StageSpec(
