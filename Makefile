@@ -39,7 +39,8 @@ demo: install
 
 demo-images: install
 	$(BIN)/python -m headstart.examples digits $(OUT)/digits-data --per-class 20
-	$(BIN)/headstart fit $(OUT)/digits-data/train --test $(OUT)/digits-data/test --out $(OUT)/digits --seed 1 --overwrite
+	$(BIN)/headstart fit $(OUT)/digits-data/train --test $(OUT)/digits-data/test --out $(OUT)/digits --seed 1 --overwrite \
+		--set backbone.image_size=96
 	@echo "Report: $(OUT)/digits/report.html"
 
 # One thread a worker: the workers are as many as the cores of a small machine, and sums keep their order.

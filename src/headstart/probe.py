@@ -122,8 +122,7 @@ def folds(targets: Tensor, count: int, seed: int) -> Iterator[tuple[Tensor, Tens
 def _choose(task: Task, answers: list[Tensor], targets: Tensor) -> tuple[int, float]:
     """The strength with the best held-out metric, the lower loss among equals, and that metric.
 
-    The loss alone would pick a stronger head, whose training rows are all but learned by heart: a poor place to fine-tune
-    from.
+    The loss alone would pick a stronger head, which all but knows its training rows by heart: a poor place to start.
     """
     double = targets.double() if targets.is_floating_point() else targets
     found: list[tuple[float, float]] = []
