@@ -38,6 +38,7 @@ demo: install
 	@echo "Report: $(OUT)/tickets/report.html   All predictions: $(OUT)/tickets-predictions.csv"
 
 demo-images: install
+	@rm -rf $(OUT)/digits-data
 	$(BIN)/python -m headstart.examples digits $(OUT)/digits-data --per-class 20
 	$(BIN)/headstart fit $(OUT)/digits-data/train --test $(OUT)/digits-data/test --out $(OUT)/digits --seed 1 --overwrite \
 		--set backbone.image_size=96
