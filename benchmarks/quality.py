@@ -60,7 +60,7 @@ def fit(root: Path, name: str, arm: str, seed: int, per_class: int | None, budge
         train, test = source / "train.csv", head(source / "test.csv", TEST_ROWS.get(name), folder)
         validation = None if per_class else source / "validation.csv"
     else:
-        train, validation, test = source / "train", None, source / "val"
+        train, validation, test = source / "train", None, source / "validation"
     if per_class:
         import pandas as pd
         from draws import draw

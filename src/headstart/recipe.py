@@ -34,7 +34,10 @@ FEW_EPOCHS = 10
 """Epochs of it, and of fine-tuning on few rows a class."""
 
 FEW_A_CLASS = 64
-"""Rows a class below which fine-tuning takes more, gentler epochs over batches of same-class pairs."""
+"""Rows a class below which fine-tuning takes more, gentler epochs."""
+
+MANY_CLASSES = 16
+"""Classes above which those epochs go over batches of same-class pairs: a random batch of 32 would hold too few."""
 
 PROBE = StageSpec(
     name="probe",
@@ -51,7 +54,7 @@ def expand(spec: Spec, *, task: str, modality: str, rows: int, outputs: int, val
         return spec.model_copy(update={"stages": (_single(spec, spec.methods),), "methods": None})
     if task == "classification" and rows < FEW_ROWS:
         return spec.model_copy(update={"stages": (_contrast(spec), PROBE), "keep": "last"})
-    stages = (PROBE, _finetune(spec, task, few=rows < FEW_A_CLASS * outputs))
+    stages = (PROBE, _finetune(spec, task, outputs, few=rows < FEW_A_CLASS * outputs))
     return spec.model_copy(update={"stages": stages, "keep": "best" if validated else "last"})
 
 
@@ -81,7 +84,7 @@ def _contrast(spec: Spec) -> StageSpec:
     )
 
 
-def _finetune(spec: Spec, task: str, *, few: bool) -> StageSpec:
+def _finetune(spec: Spec, task: str, outputs: int, *, few: bool) -> StageSpec:
     gentle = {"epochs": FEW_EPOCHS, "learning_rate": 1e-4, "batch_size": 32}
     usual = {"epochs": 4, "learning_rate": 2e-4, "batch_size": 64}
     training = _unset(spec, gentle if few else usual)
@@ -90,7 +93,7 @@ def _finetune(spec: Spec, task: str, *, few: bool) -> StageSpec:
     if task == "classification":
         methods.append(MethodSpec(name="contrast", options={"strength": 0.3}))
         training["task_weight"] = 0.7
-        if few:
+        if few and outputs > MANY_CLASSES:
             training["batches"] = "pairs"
         if spec.task.label_smoothing == 0:
             options["label_smoothing"] = 0.1
