@@ -143,6 +143,18 @@ def test_a_sequence_cut_off_anywhere_resumes_to_the_same_weights(
     assert hs.fit(out=tmp_path / "cut", resume=True).predict(["refund"]) == alone.predict(["refund"])
 
 
+def test_a_probe_without_validation_rows_is_calibrated_out_of_fold(tickets: dict[str, Path], tiny_bert: Path) -> None:
+    more = {"methods": ["freeze:probe"], "sets": ["data.per_class=10"], **files(tickets, tiny_bert)}
+    model = hs.fit(tickets["train"], **more)  # type: ignore[arg-type]
+    (stage,) = model.record["stages"]
+    assert stage["details"]["chosen_on"] == "5 folds"
+    assert model.temperature == stage["details"]["temperature"] != 1.0
+    outputs = torch.from_numpy(model.outputs(["refund please"]))
+    assert np.allclose(
+        model.scores(["refund please"]), torch.softmax(outputs / model.temperature, 1).numpy(), atol=1e-6
+    )
+
+
 def test_fitting_leaves_the_callers_random_numbers_alone(tickets: dict[str, Path], tiny_bert: Path) -> None:
     before = torch.get_rng_state()
     hs.fit(tickets["train"], methods=["freeze:probe"], **files(tickets, tiny_bert))  # type: ignore[arg-type]

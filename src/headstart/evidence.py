@@ -53,6 +53,9 @@ class Evidence:
         if validation is not None and validation.targets is not None:
             held_out = inference.outputs(model, validation)
             made.record["temperature"] = self._temperature(held_out, validation)
+        else:
+            kept = self.chosen.results[self.chosen.position].details
+            made.record["temperature"] = float(kept.get("temperature", 1.0))
         metrics: dict[str, Any] = {}
         details: dict[str, Any] = {}
         if validation is not None and held_out is not None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from headstart import catalog, inference, planning, probe, tasks
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError, did_you_mean
+from headstart.evaluation.calibration import fit_temperature
 from headstart.hooks import Hooks
 from headstart.loop import Listener, Loop
 from headstart.model import Model
@@ -141,7 +142,11 @@ class Stages:
             head.weight.copy_(found.weight)
             head.bias.copy_(found.bias)
         self.model.head = head.to(self.device)
-        details = {"c": found.c, "chosen_on": "validation" if self.validation is not None else f"{probe.FOLDS} folds"}
+        crossed = self.validation is None
+        details: dict[str, Any] = {"c": found.c, "chosen_on": f"{probe.FOLDS} folds" if crossed else "validation"}
+        # Answers out of fold are honest only while the backbone has not seen the rows' labels.
+        if crossed and self.untouched and self.task.name != "regression" and self.train_rows.targets is not None:
+            details["temperature"] = fit_temperature(found.held_out, self.train_rows.targets)
         trainable = sum(p.numel() for p in head.parameters())
         return StageResult(stage.name, found.score, 0.0, len(self.train_rows), trainable, "solved", details=details)
 

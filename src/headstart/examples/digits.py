@@ -16,7 +16,8 @@ def write_digits(folder: str | Path, per_class: int | None = None) -> Path:
     Optical Recognition of Handwritten Digits (Alpaydin and Kaynak, 1998, UCI Machine Learning Repository), the 1,797
     rows of `sklearn.datasets.load_digits`. The data stand in the order in which they were collected, with the same
     writer's digits close together: the last fifth of each digit is the test part, so that few writers are in both.
-    `per_class` keeps that many training pictures of each digit, the first ones. Nothing is drawn at random.
+    `per_class` keeps that many training pictures of each digit, evenly spaced, so that they come from many writers.
+    Nothing is drawn at random.
 
     Raises DataError when `per_class` is below 1 or `folder` already holds something.
     """
@@ -33,7 +34,8 @@ def write_digits(folder: str | Path, per_class: int | None = None) -> Path:
     for digit in range(10):
         rows = np.flatnonzero(digits.target == digit)
         cut = len(rows) - len(rows) // 5
-        for part, chosen in (("train", rows[:cut][:per_class]), ("test", rows[cut:])):
+        spaced = np.linspace(0, cut - 1, min(per_class or cut, cut)).round().astype(int)
+        for part, chosen in (("train", rows[spaced]), ("test", rows[cut:])):
             place = folder / part / str(digit)
             place.mkdir(parents=True, exist_ok=True)
             for row in chosen:
