@@ -39,7 +39,7 @@ demo: install
 
 demo-images: install
 	@rm -rf $(OUT)/digits-data
-	$(BIN)/python -m headstart.examples digits $(OUT)/digits-data --per-class 20
+	$(BIN)/python -m headstart.examples digits $(OUT)/digits-data --per-class 40
 	$(BIN)/headstart fit $(OUT)/digits-data/train --test $(OUT)/digits-data/test --out $(OUT)/digits --seed 1 --overwrite \
 		--set backbone.image_size=96
 	@echo "Report: $(OUT)/digits/report.html"
