@@ -21,6 +21,7 @@ def test_many_rows_probe_then_finetune_and_keep_the_better() -> None:
 def test_very_few_rows_contrast_then_probe() -> None:
     assert stages(rows=32, outputs=4, validated=False) == ["contrast", "probe"]
     assert stages(rows=16, outputs=2, validated=False) == ["contrast", "probe"]
+    assert stages(rows=16, outputs=2, validated=False, modality="image") == ["probe"]
 
 
 def test_numbers_and_several_labels_have_no_classes_to_contrast() -> None:

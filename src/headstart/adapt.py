@@ -249,9 +249,7 @@ def execute(
         _begin(run, folder, resume=resume)
     plan_made = run.plan()
     listen("plan", {"plan": plan_made})
-    tracker = (
-        open_tracker(track, folder or Path(), run_name=folder.name if folder else "fit") if folder or track else None
-    )
+    tracker = _tracker(run, folder, track, resume=resume)
     limit = run.spec.training.time_limit
     deadline = None if limit is None else run.started + limit
     run.stages.listen = _both(listen, tracker)
@@ -269,7 +267,7 @@ def execute(
             )
         raise
     if tracker is not None:
-        _track(tracker, run, made)
+        _track(tracker, made)
     return made
 
 
@@ -370,19 +368,34 @@ def _both(listen: Listener, tracker: Tracker | None) -> Listener:
     if tracker is None:
         return listen
 
+    stage = ""
+
     def hear(event: str, figures: Mapping[str, Any]) -> None:
+        nonlocal stage
         listen(event, figures)
+        if event == "stage":
+            stage = figures["name"]
         if event in ("step", "epoch"):
-            numbers = {
-                f"{event}/{k}": float(v) for k, v in figures.items() if isinstance(v, int | float) and k != "step"
-            }
+            # Steps count from 0 in every stage, so each has curves of its own.
+            known = {key: value for key, value in figures.items() if isinstance(value, int | float) and key != "step"}
+            numbers = {f"{stage}/{event}/{key}": float(value) for key, value in known.items()}
             tracker.metrics(numbers, step=int(figures["step"]))
 
     return hear
 
 
-def _track(tracker: Tracker, run: Run, made: Bundle) -> None:
+def _tracker(run: Run, folder: Path | None, track: str | None, *, resume: bool) -> Tracker | None:
+    """Where the curves go; the spec is written first, so that a run that fails has it too."""
+    if folder is None and track is None:
+        return None
+    tracker = open_tracker(track, folder or Path(), run_name=folder.name if folder else "fit", fresh=not resume)
+    if tracker.note() and track is not None:
+        run.stages.listen("note", {"text": tracker.note()})
     tracker.params(run.spec.to_json())
+    return tracker
+
+
+def _track(tracker: Tracker, made: Bundle) -> None:
     if made.report is not None:
         tracker.report(made.report.to_json())
     if made.folder is not None:
