@@ -25,7 +25,7 @@ from headstart.planning import Plan
 from headstart.protocols import Method, Modality, Task
 from headstart.spec import MethodSpec, Spec
 from headstart.stages import StageResult, Stages, make_task
-from headstart.tracking import Tracker, open_tracker
+from headstart.tracking import Tracker, curves, open_tracker
 
 RUN = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -252,7 +252,7 @@ def execute(
     tracker = _tracker(run, folder, track, resume=resume)
     limit = run.spec.training.time_limit
     deadline = None if limit is None else run.started + limit
-    run.stages.listen = _both(listen, tracker)
+    run.stages.listen = curves(listen, tracker)
     try:
         chosen = _run_stages(run, folder, resume=resume, deadline=deadline)
         made = Evidence(run.spec, run.data, run.task, run.stages, plan_made, chosen, run.started).bundle(run.test)
@@ -361,27 +361,6 @@ def _restore(run: Run, home: Path) -> StageResult:
     run.stages.files = dict(saved.files)
     run.stages.fresh_head, run.stages.untouched = False, saved.record["untouched"]
     return StageResult(**saved.record["stages"][-1])
-
-
-def _both(listen: Listener, tracker: Tracker | None) -> Listener:
-    """The user's listener, and the tracker's curves."""
-    if tracker is None:
-        return listen
-
-    stage = ""
-
-    def hear(event: str, figures: Mapping[str, Any]) -> None:
-        nonlocal stage
-        listen(event, figures)
-        if event == "stage":
-            stage = figures["name"]
-        if event in ("step", "epoch"):
-            # Steps count from 0 in every stage, so each has curves of its own.
-            known = {key: value for key, value in figures.items() if isinstance(value, int | float) and key != "step"}
-            numbers = {f"{stage}/{event}/{key}": float(value) for key, value in known.items()}
-            tracker.metrics(numbers, step=int(figures["step"]))
-
-    return hear
 
 
 def _tracker(run: Run, folder: Path | None, track: str | None, *, resume: bool) -> Tracker | None:

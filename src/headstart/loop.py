@@ -39,8 +39,7 @@ Listener = Callable[[str, Mapping[str, Any]], None]
 
 HEAD_SCALE = {"random": 10.0, "probe": 5.0}
 """How many times faster the head learns than the backbone, by its start: ten times for a random one (the ratio of
-thuml's transfer library), five times for a solved one, whose weights are larger (chosen on Banking77's validation
-rows)."""
+thuml's transfer library), five times for a solved one, whose weights are larger (the only ratio tried on Banking77)."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headstart import catalog, inference, planning, probe, tasks
 from headstart.encoded import Encoded, seed_of
@@ -265,8 +265,3 @@ def make_task(name: str, labels: list[Any], options: TaskSpec, metric: str | Non
     if name == "regression" and columns:
         chosen["labels"] = list(columns)
     return tasks.fit(name, labels, **chosen)
-
-
-def snapshot(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of all weights in main memory."""
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

@@ -18,7 +18,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
@@ -351,3 +351,26 @@ def _first_line(error: Exception) -> str:
 def _shown(text: str) -> str:
     """Text whose addresses have lost their passwords, which must reach neither a screen nor a bundle's folder."""
     return re.sub(r"://([^/@\s:]*):[^/@\s]*@", r"://\1:***@", text)
+
+
+def curves(
+    listen: Callable[[str, Mapping[str, Any]], None], tracker: Tracker | None
+) -> Callable[[str, Mapping[str, Any]], None]:
+    """A run's listener that also sends each stage's figures to the tracker."""
+    if tracker is None:
+        return listen
+
+    stage = ""
+
+    def hear(event: str, figures: Mapping[str, Any]) -> None:
+        nonlocal stage
+        listen(event, figures)
+        if event == "stage":
+            stage = figures["name"]
+        if event in ("step", "epoch"):
+            # Steps count from 0 in every stage, so each has curves of its own.
+            known = {key: value for key, value in figures.items() if isinstance(value, int | float) and key != "step"}
+            numbers = {f"{stage}/{event}/{key}": float(value) for key, value in known.items()}
+            tracker.metrics(numbers, step=int(figures["step"]))
+
+    return hear

@@ -35,8 +35,8 @@ class Contrast(Method):
 
     Example: `--method contrast:strength=0.3`; `hs.methods.Contrast(strength=0.3, kind="supcon")`.
 
-    Defaults: strength 0.3 and temperature 0.1 gave the best validation accuracy on Banking77 (see
-    `benchmarks/banking77`), inside the ranges of Gunel et al. 2021, appendix (0.1 to 0.9; 0.1 to 0.9).
+    Defaults: strength 0.3 and temperature 0.1 lie inside the ranges of Gunel et al. 2021, appendix (0.1 to 0.9; 0.1 to
+    0.9). They were the only values tried on Banking77, against none: a gain on validation rows for one seed.
     """
 
     strength: float = 0.3
