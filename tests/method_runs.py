@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))
 
-from method_helpers import CLASSES, CLS, PAD, SEP, VOCABULARY, make_model
+from method_helpers import CLASSES, CLS, PAD, SEP, VOCABULARY, WIDTH, make_model
 
 from headstart.catalog import entries
 from headstart.encoded import Encoded
@@ -21,6 +21,7 @@ from headstart.hooks import Hooks
 from headstart.loop import Listener, Loop, Trained
 from headstart.modalities.image import ImageModality
 from headstart.modalities.text import TextModality
+from headstart.model import Model
 from headstart.protocols import Method, Prepared
 from headstart.spec import TrainingSpec
 from headstart.tasks.classification import Classification
@@ -71,19 +72,62 @@ def make_rows(kind: str, seed: int = 0) -> Encoded:
     return Encoded(Tensors(inputs), labels, torch.ones(ROWS), torch.zeros(ROWS, dtype=torch.int64))
 
 
+class TupleBlock(nn.Module):
+    """A transformer block of timm that answers with a tuple."""
+
+    def __init__(self) -> None:
+        from timm.models.vision_transformer import Block
+
+        super().__init__()
+        self.block = Block(WIDTH, num_heads=4, proj_drop=0.1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        return self.block(x), None
+
+
+def make_prunable(kind: str) -> Model:
+    """The tiny model with blocks that hold heads and neurons, or expansions."""
+    from timm.models._efficientnet_blocks import InvertedResidual
+
+    model = make_model(kind)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        blocks: list[nn.Module]
+        if kind == "text":
+            blocks = [TupleBlock() for _ in range(3)]
+        else:
+            sizes = ((8, 8), (8, 12), (12, WIDTH))
+            blocks = [InvertedResidual(wide, out, exp_ratio=2.0) for wide, out in sizes]
+        model.backbone.network.layers = nn.ModuleList(blocks)
+    return model
+
+
+MODELS = {"prune": make_prunable}
+"""What runs with a method need in place of the plain tiny model."""
+
+
 def make_method(name: str) -> Method:
     method: Method = entries("methods")[name].load()(**OPTIONS.get(name, {}))
     return method
 
 
-def make_loop(names: Sequence[str], kind: str, *, checkpoint: Path | None = None, epochs: int = 3) -> Loop:
-    """A loop with these methods in this order."""
+def make_loop(
+    names: Sequence[str],
+    kind: str,
+    *,
+    like: str | None = None,
+    checkpoint: Path | None = None,
+    epochs: int = 3,
+    methods: Mapping[str, Method] | None = None,
+) -> Loop:
+    """A loop with these methods in this order, over the model that they, or the method `like`, need."""
+    make = next((MODELS[name] for name in (*names, like) if name in MODELS), make_model)
     modality = TextModality() if kind == "text" else ImageModality()
     task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
     training = TrainingSpec(batch_size=8, learning_rate=5e-3, patience=None, checkpoint_every=1e-9)
-    hooks = Hooks({name: make_method(name) for name in names}, task, modality, seed=0)
+    hooks = Hooks(methods or {name: make_method(name) for name in names}, task, modality, seed=0)
     return Loop(
-        make_model(kind), hooks, make_rows(kind), make_rows(kind, 1), training, epochs, 5e-3, torch.device("cpu"),
+        make(kind), hooks, make_rows(kind), make_rows(kind, 1), training, epochs, 5e-3, torch.device("cpu"),
         checkpoint=checkpoint, identity="contract",
     )  # fmt: skip
 

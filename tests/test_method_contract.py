@@ -59,7 +59,7 @@ def test_it_trains_repeats_and_is_not_idle(name: str, kind: str) -> None:
     assert same(weights(first), weights(second))
     assert first.notes == []
     assert first.best is not None
-    plain = weights(train(make_loop([], kind)))
+    plain = weights(train(make_loop([], kind, like=name)))
     # A soup falls back to the best weights where the average validates worse; its own tests look closer.
     if name != "soup":
         assert not same(weights(first), plain), "a run with the method ends where a run without it ends"
@@ -88,8 +88,9 @@ def test_a_cut_off_run_resumes_with_identical_weights(name: str, kind: str, tmp_
 def test_surgery_that_stays_can_be_repeated_for_the_saved_weights(name: str, kind: str) -> None:
     loop = make_loop([name], kind)
     result = train(loop)
-    method = make_method(name)
-    fresh = make_loop([], kind).model
+    trained = loop.hooks.methods[name]
+    method = type(trained)(**json.loads(json.dumps(trained.options())))
+    fresh = make_loop([], kind, like=name).model
     if method.remains():
         fresh = Hooks({name: method}, loop.hooks.task, loop.hooks.modality, seed=0).adapt(fresh)
     fresh.load_state_dict(result.model.state_dict(), strict=True)

@@ -175,8 +175,8 @@ class Hooks:
         return owner[1].weights() if owner else None
 
     def finish(self, model: nn.Module) -> nn.Module:
-        """Every `finish`, last listed first."""
-        for name in reversed(self.owners("finish")):
+        """Every `finish`, last listed first; averages come before surgery, whose layers they were taken from."""
+        for name in sorted(reversed(self.owners("finish")), key=lambda name: overrides(self.methods[name], "adapt")):
             model = self.methods[name].finish(model, self.context(name))
         return model
 

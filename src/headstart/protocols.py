@@ -302,7 +302,7 @@ class Method:
         return None
 
     def finish(self, model: nn.Module, ctx: Context) -> nn.Module:
-        """After training, in reverse order: merge, average. A method that undoes its surgery does it here."""
+        """After training, in reverse order, those with an `adapt` last: merge, average. Surgery is undone here."""
         return model
 
     def requires(self) -> dict[str, str]:

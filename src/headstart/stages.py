@@ -204,9 +204,10 @@ class Stages:
         trained = loop.train(resume=resume)
         self.model = trained.model  # type: ignore[assignment]
         learned = sum(p.numel() for p in loop.optimiser.parameters)
-        self.untouched = self.untouched and not any(
-            p is q for p in loop.optimiser.parameters for q in self.model.backbone.parameters()
-        )
+        own = {id(p) for p in self.model.backbone.parameters()}
+        learned_inside = any(id(p) in own for p in loop.optimiser.parameters)
+        # Methods that merge or cut at the end change the backbone without a parameter of it having learned.
+        self.untouched = self.untouched and not learned_inside and not hooks.owners("finish")
         score = self._score()
         details |= {"epochs": epochs, "learning_rate": rate, "precision": "bf16" if bf16 else "fp32"}
         return StageResult(

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from headstart.errors import MethodError
 from headstart.methods._checks import choice, whole
+from headstart.methods._example import example
 from headstart.protocols import Context, Method
-from headstart.values import Batch, Group
+from headstart.values import Group
 
 CHILD = "headstart_adapter"
 """The name under which a block holds its adapter; all other names stay as they are."""
@@ -155,7 +156,7 @@ def _widths(backbone: Any) -> list[int]:
 
     hooks = [block.register_forward_hook(look) for block in blocks]
     try:
-        backbone.features(_small(backbone))
+        backbone.features(example(backbone))
     finally:
         for hook in hooks:
             hook.remove()
@@ -168,22 +169,6 @@ def _widths(backbone: Any) -> list[int]:
         odd = type(blocks[found.index(None)]).__name__
         raise MethodError(f"cannot tell the width of a block of type {odd}; use lora instead")
     return found  # type: ignore[return-value]
-
-
-def _small(backbone: Any) -> Batch:
-    """One row that the network can read: its own example where it has one."""
-    device = next(backbone.parameters()).device
-    if hasattr(backbone, "example"):
-        example: Batch = backbone.example().to(device)
-        return example
-    if backbone.modality == "text":
-        ids = torch.full((1, 4), 1 if backbone.preprocessing.get("pad_id", 0) == 0 else 0, device=device)
-        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    else:
-        size = int(backbone.preprocessing.get("image_size", 32))
-        inputs = {"pixels": torch.zeros(1, 3, size, size, device=device)}
-    one = torch.zeros(1, dtype=torch.int64, device=device)
-    return Batch(inputs, None, torch.ones(1, device=device), one, one)
 
 
 def _said(block: nn.Module) -> int | None:
