@@ -310,7 +310,7 @@ def test_a_cut_that_changes_the_answer_fails_its_proof(monkeypatch: pytest.Monke
         ({"neurons": -0.1}, "prune:neurons to be a number of at least 0"),
         ({"neurons": True}, "received True"),
         ({"heads": 0, "neurons": 0}, "remove nothing"),
-        ({"kind": "move"}, "'movement' or 'magnitude' or 'taylor'"),
+        ({"kind": "move"}, "'taylor' or 'movement' or 'magnitude'"),
         ({"begin": 1.5}, "prune:begin to be a number of at least 0 and at most 1"),
         ({"begin": 0.5, "end": 0.4}, "prune:end to be a number of at least 0.5"),
         ({"kept": ["a"]}, "a mapping from layers to their members"),
