@@ -17,7 +17,9 @@ kept; `benchmarks/README.md` has what the product itself reaches):
                3 seeds; without contrast 94.0, one seed. The average's decay of 0.995 beat 0.998 by 0.1.
     few        10 epochs of 32 at 1e-4 over pairs, decay 0.99: 87.1 at 10 rows a class of Banking77, 2 draws; without
                contrast and pairs 85.7.
-The embeddings stay frozen for speed: a batch touches few of their rows, and the optimiser would pass over all of them.
+The embedding tables stay frozen for speed: a batch touches few of their rows, and the optimiser would pass over all of
+them. The norm above them learns, which keeps their dropout on: 94.5 on Banking77's validation rows, 2 seeds, where a
+wholly frozen stem gives 94.2.
 """
 
 from __future__ import annotations
@@ -57,7 +59,8 @@ def expand(spec: Spec, *, task: str, modality: str, rows: int, outputs: int, val
     if task == "classification" and rows < FEW_ROWS:
         stages = (_contrast(spec), PROBE) if modality == "text" else (PROBE,)
         return spec.model_copy(update={"stages": stages, "keep": "last"})
-    stages = (PROBE, _finetune(spec, task, outputs, few=rows < FEW_A_CLASS * outputs))
+    few = rows < FEW_A_CLASS * outputs
+    stages = (PROBE, _finetune(spec, task, modality, outputs, few=few))
     return spec.model_copy(update={"stages": stages, "keep": "best" if validated else "last"})
 
 
@@ -87,11 +90,12 @@ def _contrast(spec: Spec) -> StageSpec:
     )
 
 
-def _finetune(spec: Spec, task: str, outputs: int, *, few: bool) -> StageSpec:
+def _finetune(spec: Spec, task: str, modality: str, outputs: int, *, few: bool) -> StageSpec:
     gentle = {"epochs": FEW_EPOCHS, "learning_rate": 1e-4, "batch_size": 32}
     usual = {"epochs": 4, "learning_rate": 2e-4, "batch_size": 64}
     training = _unset(spec, gentle if few else usual)
-    methods = [MethodSpec(name="freeze", options={"decay": 0.85, "bottom": 0})]
+    learns = {"tables": True} if modality == "text" else {"bottom": 0}
+    methods = [MethodSpec(name="freeze", options={"decay": 0.85, **learns})]
     options: dict[str, Any] = {}
     if task == "classification":
         methods.append(MethodSpec(name="contrast", options={"strength": 0.3}))

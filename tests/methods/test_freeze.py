@@ -54,6 +54,15 @@ def test_bottom_is_the_complement(model: Model) -> None:
     assert set(scales(Freeze(bottom=3), model)) == of(model.backbone.tail[0], model)  # type: ignore[arg-type]
 
 
+def test_tables_leaves_every_lookup_table_frozen_and_nothing_else() -> None:
+    model = make_model("text")
+    tables = {f"{name}.weight" for name, module in model.backbone.named_modules() if isinstance(module, nn.Embedding)}
+    everything = {name for name, _ in model.backbone.named_parameters()}
+    assert tables
+    assert set(scales(Freeze(tables=True), model)) == everything - tables
+    assert set(scales(Freeze(tables=True, top=1), model)) == set(scales(Freeze(top=1), model))
+
+
 @pytest.mark.parametrize("option", ["top", "bottom"])
 def test_more_blocks_than_there_are_is_refused_with_the_number(option: str, model: Model) -> None:
     with pytest.raises(MethodError, match=rf"freeze:{option} to be at most 3.*received 4"):

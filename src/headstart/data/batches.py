@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-_POOL_BATCHES = 50
+_POOL_BATCHES = 16
 
 
 def by_length(lengths: np.ndarray, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True) -> list[np.ndarray]:
     """Row numbers in batches, every row once; the same for the same seed and epoch.
 
-    lengths: (N,), what each row costs. Rows are shuffled, cut into pools of 50 batches, ordered by length inside a
+    lengths: (N,), what each row costs. Rows are shuffled, cut into pools of 16 batches, ordered by length inside a
     pool and cut into batches, which are shuffled again: batches are even in length, epochs are not alike, and a
     row may meet any other. Without shuffling, rows keep their order and batches are mere slices.
     """

@@ -32,8 +32,8 @@ class Freeze(Method):
     Shapes: none are touched.
 
     Neighbours: `lora` and `adapter` add few new parameters instead of choosing old ones; `l2sp` lets everything learn
-    and pulls it back. `top` and `bottom` say who learns from either end; `bitfit` and `norms` narrow any choice to a
-    kind of parameter; `gradual` and `decay` combine with all of these. `probe` stands alone.
+    and pulls it back. `top` and `bottom` say who learns from either end; `bitfit`, `norms` and `tables` narrow any
+    choice to a kind of parameter; `gradual` and `decay` combine with all of these. `probe` stands alone.
 
     Example: `--method freeze:top=2` or `--method freeze:gradual,decay=0.9`; `hs.methods.Freeze(top=2, bitfit=True)`.
 
@@ -43,8 +43,9 @@ class Freeze(Method):
     own default and the middle of the range searched for BitFit (1e-4 to 1e-3).
 
     probe: the head alone. top: this many topmost blocks, the tail and the head. bottom: all but this many lowest
-    blocks and the stem (0: the stem alone is frozen). bitfit: only biases and norms. norms: only norms. gradual:
-    epochs for each block, from the top; 0 is all at once. decay: in (0, 1], 1 is off.
+    blocks and the stem (0: the stem alone is frozen). bitfit: only biases and norms. norms: only norms. tables: what
+    is chosen without its lookup tables (token and position embeddings), most of whose rows a batch never touches.
+    gradual: epochs for each block, from the top; 0 is all at once. decay: in (0, 1], 1 is off.
     """
 
     probe: bool = False
@@ -52,11 +53,12 @@ class Freeze(Method):
     bottom: int | None = None
     bitfit: bool = False
     norms: bool = False
+    tables: bool = False
     gradual: int = 0
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("probe", "bitfit", "norms"):
+        for name in ("probe", "bitfit", "norms", "tables"):
             flag(f"freeze:{name}", getattr(self, name))
         if self.top is not None:
             whole("freeze:top", self.top, 1, "use freeze:probe to train the head alone")
@@ -76,6 +78,7 @@ class Freeze(Method):
             "bottom": self.bottom is not None,
             "bitfit": self.bitfit,
             "norms": self.norms,
+            "tables": self.tables,
             "gradual": bool(self.gradual),
             "decay": self.decay != 1,
         }
@@ -142,13 +145,15 @@ class Freeze(Method):
         return blocks if self.bottom is None else blocks - self.bottom
 
     def _kind(self, part: nn.Module | nn.Parameter) -> Iterator[nn.Parameter]:
-        """The parameters of a part, all of them or those that `bitfit` or `norms` asks for."""
+        """The parameters of a part, all of them or those that `bitfit`, `norms` and `tables` leave."""
         if isinstance(part, nn.Parameter):
             if not (self.bitfit or self.norms):
                 yield part
             return
         if not (self.bitfit or self.norms):
-            yield from part.parameters()
+            tables = [m for m in part.modules() if isinstance(m, nn.Embedding)] if self.tables else []
+            frozen = {id(p) for table in tables for p in table.parameters()}
+            yield from (p for p in part.parameters() if id(p) not in frozen)
             return
         for module in part.modules():
             for name, parameter in module.named_parameters(recurse=False):
