@@ -89,6 +89,17 @@ def test_the_second_pass_moves_no_statistics_and_a_batch_without_weight_gives_ze
     assert all(torch.equal(before[name], value) for name, value in model.named_buffers())
 
 
+def test_the_second_pass_has_the_precision_of_the_run() -> None:
+    model, batch = make_model().train(), make_batch()
+    features, first = model(batch)
+    kinds = []
+    model.backbone.network.top.register_forward_pre_hook(lambda module, args: kinds.append(args[0].dtype))
+    model.backbone.network.layers[0].mixer.register_forward_hook(lambda module, args, out: kinds.append(out.dtype))
+    ctx = make_context(autocast=lambda: torch.autocast("cpu", torch.bfloat16))
+    RDrop().penalty(View(batch, features, first, first.sum(1), model), ctx)
+    assert torch.bfloat16 in kinds
+
+
 @pytest.mark.parametrize("alpha", [0, -1, "much"])
 def test_a_bad_strength_is_refused(alpha: Any) -> None:
     with pytest.raises(MethodError, match="expected rdrop:alpha to be a number above 0"):
