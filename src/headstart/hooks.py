@@ -8,6 +8,7 @@ first epoch: a method that changed nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +39,7 @@ class Hooks:
     progress: Progress = field(default_factory=lambda: Progress(0, 1, 0, 1))
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     validate: Callable[[nn.Module], float] | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     claims: dict[int, str] = field(default_factory=dict)
     effect: dict[str, bool] = field(default_factory=dict)
     """Whether a method was seen to change something; absent where its hooks leave no trace to look at."""
@@ -59,6 +61,8 @@ class Hooks:
                     )
 
     def _offers(self, need: str) -> bool:
+        if need == "run.start":  # every run has one; asking for it is what keeps it (`adapt`)
+            return True
         room, _, what = need.partition(".")
         if need == "task.mix":
             return type(self.task).mix is not Task.mix
@@ -88,11 +92,13 @@ class Hooks:
             claims=self.claims,
             backward=self.backward,
             validate=self.validate,
+            autocast=self.autocast,
         )
 
     def adapt(self, model: nn.Module) -> nn.Module:
         """Snapshot the start, then every surgery in order."""
-        if self.owners("prior") or self.owners("penalty"):
+        asked = any("run.start" in method.requires() for method in self.methods.values())
+        if asked or self.owners("prior") or self.owners("penalty"):
             self.start.update({p: p.detach().clone() for p in model.parameters()})
         for name in self.owners("adapt"):
             before = sum(p.numel() for p in model.parameters())

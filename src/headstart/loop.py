@@ -90,6 +90,7 @@ class Loop:
         with torch.random.fork_rng(), _interrupts() as self.interrupted:
             torch.manual_seed(seed_of(self.training.seed, "loop", self.accelerator.process_index))
             self.hooks.backward = self.accelerator.backward
+            self.hooks.autocast = self._autocast
             self.hooks.validate = self._validate if self.validation is not None else None
             self.hooks.progress = Progress(0, self._steps(), 0, self.epochs)
             self.model = self.hooks.adapt(self.model.to(self.device))
@@ -197,8 +198,11 @@ class Loop:
         figures = {"step": self.steps_done, "steps": self._steps(), "epoch": epoch, "loss": value, "lr": rate}
         self.listen("step", {**figures, "rows": rows})
 
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
     def _loss(self, batch: Batch, total: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with self._autocast():
             features, outputs = self.model(batch)
         outputs = outputs.float()
         if batch.labels is None:

@@ -174,8 +174,7 @@ def describe_stage(
     """A stage's plan from what was chosen for it."""
     exact = training.optimizer == "lbfgs"
     steps = 0 if exact else epochs * math.ceil(rows / (training.batch_rows * training.accumulate))
-    owner = next((m for m in methods.values() if overrides(m, "backward")), None)
-    passes = owner.passes() if owner else 1.0
+    passes = math.prod(method.passes() for method in methods.values())
     hooks = {
         hook: tuple(label for label, method in methods.items() if overrides(method, hook))
         for hook in dict.fromkeys((*HOOKS, *EXCLUSIVE))

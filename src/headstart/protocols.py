@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -210,7 +210,9 @@ class Context:
     """What a hook may ask the run.
 
     generator: derived from the seed, the method and the step, so that a resumed run draws the same numbers.
-    start: starting values of parameters by identity, taken by the loop before any surgery.
+    start: starting values of parameters by identity, taken by the loop before any surgery where a method adds to the
+    loss or requires `run.start`.
+    autocast: the precision of the run, for forward passes that a penalty makes itself.
     """
 
     task: Task
@@ -222,6 +224,7 @@ class Context:
     claims: dict[int, str] = field(default_factory=dict)
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     validate: Callable[[nn.Module], float] | None = None
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
 
     def claim(self, module: nn.Module) -> None:
         """Reserve a module for this method's surgery. Raises MethodError when another method holds it."""
@@ -263,7 +266,7 @@ class Method:
         return None
 
     def passes(self) -> float:
-        """Forward and backward passes a micro-batch costs, for the plan; 1 unless `backward` is overridden."""
+        """Forward and backward passes a micro-batch costs, for the plan; those of several methods multiply."""
         return 1.0
 
     def stream(self, batches: Iterable[Batch], ctx: Context) -> Iterator[Batch]:
@@ -306,7 +309,7 @@ class Method:
         return model
 
     def requires(self) -> dict[str, str]:
-        """Capabilities the run must offer, each with the reason: 'task.mix', 'modality.continuous', ..."""
+        """Capabilities the run must offer, each with the reason: 'task.mix', 'modality.continuous', 'run.start', ..."""
         return {}
 
     def remains(self) -> bool:

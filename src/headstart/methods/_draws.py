@@ -30,6 +30,11 @@ def seeded(generator: torch.Generator, module: nn.Module | None = None) -> Itera
         yield
 
 
+def branch(generator: torch.Generator, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator of a method's own, seeded by one draw, for what is drawn inside the network's passes."""
+    return torch.Generator(device).manual_seed(_seed(generator))
+
+
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Uniform numbers in [0, 1) on the generator's device."""
     return torch.rand(shape, generator=generator, device=generator.device)
