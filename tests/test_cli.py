@@ -111,9 +111,20 @@ def test_listings(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert entries[0]["name"] in capsys.readouterr().out
 
 
+def test_a_method_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["methods", "l2sp"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("l2sp [headstart]")
+    assert "Equation:" in said
+    assert "Source:" in said
+    assert run(["methods", "l2sp", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["doc"] in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["methods", "lorra"], "did you mean 'lora'"),
         (["fit", "{train}", "--epohs", "3"], "--epochs"),
         (["fit"], "nothing to learn from"),
         (["fit", "{train}", "--set", "training.epoch=3"], "did you mean 'epochs'"),

@@ -96,15 +96,20 @@ def _foreign_doc(target: str) -> str:
     return ""
 
 
+def entry_of(kind: str, name: str) -> Entry:
+    """The entry with this public name; raises SpecError with the nearest known one."""
+    known = entries(kind)
+    if name not in known:
+        raise SpecError(f"no {_singular(kind)} is called '{name}': {did_you_mean(name, known)}")
+    return known[name]
+
+
 def find(kind: str, name: str) -> type[Any]:
     """The class of a plug-in by its public name.
 
     Raises SpecError with the nearest known name, or naming the third party whose plug-in cannot be imported.
     """
-    known = entries(kind)
-    if name not in known:
-        raise SpecError(f"no {_singular(kind)} is called '{name}': {did_you_mean(name, known)}")
-    entry = known[name]
+    entry = entry_of(kind, name)
     try:
         return entry.load()
     except (ImportError, AttributeError, SyntaxError) as error:

@@ -236,10 +236,20 @@ def backbones(as_json: Json = False) -> None:
 
 
 @app.command()
-def methods(as_json: Json = False) -> None:
-    """List the transfer methods."""
-    from headstart.catalog import entries
+def methods(
+    name: Annotated[str | None, typer.Argument(help="explain this one: equation, source, options, defaults")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the transfer methods, or explain one of them."""
+    from headstart.catalog import entries, entry_of
 
+    if name is not None:
+        entry = entry_of("methods", name)
+        if as_json:
+            _print_json({**entry.to_json(), "doc": entry.doc})
+        else:
+            print(f"{entry.name} [{entry.source}]\n\n{entry.doc}")
+        return
     _listing([entry.to_json() for entry in entries("methods").values()], as_json)
 
 
