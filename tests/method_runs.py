@@ -32,6 +32,7 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "l2sp": {"weight": 0.1},
     "pgd": {"steps": 2},
     "ema": {"decay": 0.5},
+    "swa": {"start": 0.3},
 }
 """Options with which a method shows its work in a run of a few steps; the others have working defaults."""
 
