@@ -178,3 +178,12 @@ def test_a_time_limit_ends_the_run_with_a_usable_model() -> None:
     result = loop.train()
     assert result.stopped == "time limit reached"
     assert loop.steps_done == 1
+
+
+def test_hooks_can_make_passes_in_the_precision_of_the_run() -> None:
+    for bf16 in (True, False):
+        loop = make_loop(epochs=1)
+        loop.bf16 = bf16
+        loop.train()
+        with loop.hooks.context("any").autocast():
+            assert torch.is_autocast_enabled("cpu") is bf16
