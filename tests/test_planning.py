@@ -57,3 +57,12 @@ def test_a_stage_says_what_learns_how_often_and_in_which_order() -> None:
     text = str(Plan("classification", "text", "tiny", 3, rows, (stage,)))
     assert "100 read = 95 to train + 0 to validate + 0 to test + dropped (5 empty text)" in text
     assert "learns 500 of 1,000 parameters (50.0 %)" in text
+
+
+def test_passes_of_several_methods_multiply() -> None:
+    methods = {name: make_method(name) for name in ("pgd", "rdrop")}
+    stage = describe_stage(
+        "main", methods, TrainingSpec(), rows=95, epochs=3, rate=1e-4, trainable=1, total=1, bf16=False,
+        row_seconds=None,
+    )  # fmt: skip
+    assert stage.passes_per_step == methods["pgd"].passes() * 2

@@ -75,6 +75,18 @@ def test_a_tiny_step_is_a_plain_run_and_micro_batches_add_up() -> None:
         torch.testing.assert_close(p.grad, q.grad, atol=1e-5, rtol=1e-4)
 
 
+def test_both_passes_draw_the_same_dropout() -> None:
+    model = make_model().train()
+    seen: list[Tensor] = []
+    model.backbone.network.layers[0].dropout.register_forward_hook(
+        lambda module, args, output: seen.append((output == 0) & (args[0] != 0))
+    )
+    method = SAM()
+    method.adapt(model, make_context())
+    method.backward(make_batch(), loss_of(model), make_context())
+    assert len(seen) == 2 and bool(seen[0].any()) and torch.equal(seen[0], seen[1])
+
+
 def test_frozen_parameters_do_not_move_and_make_no_gradient() -> None:
     model = make_model().train()
     model.backbone.requires_grad_(False)

@@ -21,12 +21,19 @@ def seeded(generator: torch.Generator, module: nn.Module | None = None) -> Itera
 
     module: its devices' generators are seeded too; without it only the CPU's.
     """
-    devices = {p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"} if module else set()
-    with torch.random.fork_rng(devices=sorted(devices)):
+    devices = _devices(module) if module else []
+    with torch.random.fork_rng(devices=devices):
         seed = _seed(generator)
         torch.default_generator.manual_seed(seed)
         for device in devices:
             torch.cuda.default_generators[device].manual_seed(seed)
+        yield
+
+
+@contextmanager
+def rewound(module: nn.Module) -> Iterator[None]:
+    """Torch's global generators stand afterwards where they stood before, those of the module's devices too."""
+    with torch.random.fork_rng(devices=_devices(module)):
         yield
 
 
@@ -38,6 +45,10 @@ def branch(generator: torch.Generator, device: torch.device | str = "cpu") -> to
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Uniform numbers in [0, 1) on the generator's device."""
     return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _devices(module: nn.Module) -> list[int]:
+    return sorted({p.device.index or 0 for p in module.parameters() if p.device.type == "cuda"})
 
 
 def _seed(generator: torch.Generator) -> int:

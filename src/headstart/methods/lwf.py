@@ -30,8 +30,9 @@ class LwF(Method):
     Shapes: pooled (N,D), tokens (N,T,D) or map (N,C,H,W) -> a scalar. The frozen network shares its memory with the
     starting values that the run keeps anyway: one copy of the weights.
 
-    Neighbours: `l2sp` holds the weights, this one what they answer; `delta` weighs channels by their importance. One
-    more pass without gradients a micro-batch.
+    Neighbours: `l2sp` holds the weights, this one what they answer; `delta` weighs channels by their importance. The
+    start answers without dropout, the network that learns with it, so the distance begins above zero; BatchNorm, which
+    uses the batch there and its moving statistics here, adds more. One more pass without gradients a micro-batch.
 
     Example: `--method lwf:weight=1`; `hs.methods.LwF(weight=1.0, of="tokens")`.
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from headstart.errors import MethodError
 from headstart.methods._attack import still
 from headstart.methods._checks import flag, number
+from headstart.methods._draws import rewound
 from headstart.protocols import Context, Method
-from headstart.state import random_state, set_random_state
 from headstart.values import Batch
 
 FLOOR = 0.01
@@ -73,13 +73,12 @@ class SAM(Method):
         if model is None:
             raise MethodError("'sam' needs the model whose weights it moves: call adapt(model, ctx) before backward")
         learning = [p for p in model.parameters() if p.requires_grad]
-        draws = random_state()
-        loss = loss_of(batch)
+        with rewound(model):
+            loss = loss_of(batch)
         slopes = torch.autograd.grad(loss, learning, allow_unused=True)
         home = [p.detach().clone() for p in learning]
         try:
             self._climb(learning, slopes)
-            set_random_state(draws)
             with still(model):
                 ctx.backward(loss_of(batch))
         finally:
