@@ -187,3 +187,32 @@ def test_hooks_can_make_passes_in_the_precision_of_the_run() -> None:
         loop.train()
         with loop.hooks.context("any").autocast():
             assert torch.is_autocast_enabled("cpu") is bf16
+
+
+@dataclass
+class Surgery(Method):
+    def adapt(self, model: nn.Module, ctx: Context) -> nn.Module:
+        return model
+
+    def finish(self, model: nn.Module, ctx: Context) -> nn.Module:
+        finished.append(ctx.owner)
+        return model
+
+
+@dataclass
+class Average(Method):
+    def finish(self, model: nn.Module, ctx: Context) -> nn.Module:
+        finished.append(ctx.owner)
+        return model
+
+
+finished: list[str] = []
+
+
+def test_averages_finish_before_surgery_is_undone_and_the_last_listed_first() -> None:
+    for names in ("abst", "tasb", "satb"):
+        methods = {name: Average() if name in "ab" else Surgery() for name in names}
+        finished.clear()
+        make_loop(methods).train()
+        averages, surgeries = [n for n in names if n in "ab"], [n for n in names if n in "st"]
+        assert finished == averages[::-1] + surgeries[::-1]
