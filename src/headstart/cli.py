@@ -28,6 +28,7 @@ Train = Annotated[str | None, typer.Argument(help="csv, tsv, jsonl, parquet, Arr
 Test = Annotated[str | None, typer.Option(help="labelled rows to report on")]
 Validation = Annotated[str | None, typer.Option(help="labelled rows to choose on; split off when left out")]
 Task = Annotated[str | None, typer.Option(help="classification, multilabel or regression; inferred when left out")]
+Unlabelled = Annotated[str | None, typer.Option(help="rows without labels, for methods that learn from them")]
 Text = Annotated[str | None, typer.Option(help="the text column")]
 Image = Annotated[str | None, typer.Option(help="the image column")]
 Label = Annotated[list[str] | None, typer.Option(help="the label column; repeat it for several targets")]
@@ -58,6 +59,7 @@ def fit(
     train: Train = None,
     validation: Validation = None,
     test: Test = None,
+    unlabelled: Unlabelled = None,
     task: Task = None,
     text: Text = None,
     image: Image = None,
@@ -91,7 +93,8 @@ def fit(
     if dry_run:
         asked = _asked(
             {
-                "data__validation": validation, "data__test": test, "data__text": text, "data__image": image,
+                "data__validation": validation, "data__test": test, "data__unlabelled": unlabelled,
+                "data__text": text, "data__image": image,
                 "label": label, "task__name": task, "backbone__ref": backbone, "training__epochs": epochs,
                 "training__batch_size": batch_size, "training__learning_rate": learning_rate,
                 "training__time_limit": time_limit, "training__seed": seed,
@@ -105,10 +108,10 @@ def fit(
     folder = out or _default_out(train, spec, resume)
     try:
         model = adapt.fit(
-            train, validation=validation, test=test, task=task, text=text, image=image, label=single,
-            backbone=backbone, methods=method, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-            time_limit=time_limit, seed=seed, out=folder, spec=spec, sets=sets, resume=resume, overwrite=overwrite,
-            track=track, listen=terminal,
+            train, validation=validation, test=test, unlabelled=unlabelled, task=task, text=text, image=image,
+            label=single, backbone=backbone, methods=method, epochs=epochs, batch_size=batch_size,
+            learning_rate=learning_rate, time_limit=time_limit, seed=seed, out=folder, spec=spec, sets=sets,
+            resume=resume, overwrite=overwrite, track=track, listen=terminal,
         )  # fmt: skip
     finally:
         terminal.close()
@@ -175,6 +178,7 @@ def compare(
     train: Train = None,
     validation: Validation = None,
     test: Test = None,
+    unlabelled: Unlabelled = None,
     task: Task = None,
     text: Text = None,
     image: Image = None,
@@ -202,7 +206,8 @@ def compare(
     terminal = Terminal()
     asked = _asked(
         {
-            "data__validation": validation, "data__test": test, "data__text": text, "data__image": image,
+            "data__validation": validation, "data__test": test, "data__unlabelled": unlabelled,
+            "data__text": text, "data__image": image,
             "label": label, "task__name": task, "backbone__ref": backbone, "training__epochs": epochs,
             "training__batch_size": batch_size, "training__learning_rate": learning_rate, "training__seed": seed,
         }

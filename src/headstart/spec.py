@@ -30,6 +30,7 @@ class DataSpec(_Section):
     train: str | None = Field(None, description="csv, tsv, jsonl, parquet, saved Arrow data set, or folder of images")
     validation: str | None = Field(None, description="rows to choose on; split off the training rows when left out")
     test: str | None = Field(None, description="rows to report on; the report says so when there are none")
+    unlabelled: str | None = Field(None, description="rows without labels, for methods that learn from them")
     text: str | None = Field(None, description="the text column")
     image: str | None = Field(None, description="the column of image paths or bytes")
     label: str | tuple[str, ...] | None = Field(None, description="the label column, or several for many targets")
