@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from headstart import bundle as bundles
-from headstart import inference
+from headstart import inference, robustness
 from headstart.bundle import Bundle
 from headstart.data import Data
 from headstart.encoded import Encoded
@@ -64,8 +64,22 @@ class Evidence:
             self._measure("validation", held_out, validation, made.temperature, metrics, details)
         if test is not None:
             self._measure("test", inference.outputs(model, test), test, made.temperature, metrics, details)
-        made.report = self._report(made, metrics, details)
+        made.report = self._report(made, metrics, details, self._robustness(made, test))
         return made
+
+    def _robustness(self, made: Bundle, test: Encoded | None) -> dict[str, Any]:
+        """What attacked and spoiled rows do to it, where the spec asks for that: of the test rows if there are any."""
+        asked = self.spec.evaluation
+        name, rows = ("test", test) if test is not None else ("validation", self.stages.validation)
+        part = self.data.test if name == "test" else self.data.validation
+        if not asked.robust or part is None or rows is None or rows.targets is None or not len(rows):
+            return {}
+        measured = robustness.measure(
+            made.model, self.task, made.modality, rows, inputs=part.inputs(), radii=asked.radii,
+            most=asked.robust_rows, steps=asked.robust_steps, temperature=made.temperature,
+            seed=self.spec.training.seed,
+        )  # fmt: skip
+        return {"split": name, **measured}
 
     def _temperature(self, outputs: np.ndarray, rows: Encoded) -> float:
         if self.task.name == "regression" or rows.targets is None:
@@ -100,7 +114,9 @@ class Evidence:
         metrics[name] = measured.pop("metrics")
         details[name] = measured
 
-    def _report(self, made: Bundle, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> Report:
+    def _report(
+        self, made: Bundle, metrics: Mapping[str, Any], details: Mapping[str, Any], robust: Mapping[str, Any]
+    ) -> Report:
         from headstart.evaluation import Report
 
         results = self.chosen.results
@@ -115,6 +131,7 @@ class Evidence:
                 "metric": self.task.metric,
                 "metrics": dict(metrics),
                 "splits": dict(details),
+                "robustness": dict(robust),
                 "rows": self.data.rows.to_json(),
                 "parameters": {
                     "trainable": results[self.chosen.position].trainable,

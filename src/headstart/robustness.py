@@ -175,9 +175,7 @@ def _spoiled(
         found = {}
         for name, spoil in PIXELS.items():
             change = _repeated(spoil, name, seed)
-            found[name] = inference.outputs(
-                model, _part(rows, np.arange(len(rows)), change), batch_size=BATCH
-            )
+            found[name] = inference.outputs(model, _part(rows, np.arange(len(rows)), change), batch_size=BATCH)
         return found
     if modality.name != "text" or inputs is None:
         return {}
