@@ -30,9 +30,9 @@ class PGD(Method):
 
     Shapes: d is (N,T,V) for texts, (N,C,H,W) for pictures; changed pixels stay in [0, 1].
 
-    Neighbours: `fgm` is one step of full length; `freelb` learns from every step of the search. The search runs without dropout and without moving BatchNorm
-    statistics; the changed rows then train like any others, leaving running statistics to the clean rows where there
-    are any. steps + 2 passes a micro-batch, one less with clean = 0.
+    Neighbours: `fgm` is one step of full length; `freelb` learns from every step of the search. The search runs without
+    dropout and without moving BatchNorm statistics; the changed rows then train like any others, leaving running
+    statistics to the clean rows where there are any. steps + 2 passes a micro-batch, one less with clean = 0.
 
     Example: `--method pgd:steps=3,eps=0.3`; `hs.methods.PGD(steps=3, norm="l2")`.
 
