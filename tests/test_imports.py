@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("stages",),
     ("evidence",),
     ("adapt",),
-    ("comparison", "verbs", "sklearn"),
+    ("comparison", "verbs", "sklearn", "explain"),
     ("terminal",),
     ("cli",),
     ("__main__",),

@@ -246,18 +246,22 @@ def backbones(as_json: Json = False) -> None:
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="explain this one: equation, source, options, defaults")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="explain this one: equation, source, options, pairs, figures")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the transfer methods, or explain one of them."""
-    from headstart.catalog import entries, entry_of
+    from headstart.catalog import entries
 
     if name is not None:
-        entry = entry_of("methods", name)
+        from headstart.explain import explain, lines
+
+        found = explain(name)
         if as_json:
-            _print_json({**entry.to_json(), "doc": entry.doc})
+            _print_json(found)
         else:
-            print(f"{entry.name} [{entry.source}]\n\n{entry.doc}")
+            print("\n".join(lines(found)))
         return
     _listing([entry.to_json() for entry in entries("methods").values()], as_json)
 

@@ -60,12 +60,27 @@ class Evidence:
             made.record["temperature"] = float(kept.get("temperature", 1.0))
         metrics: dict[str, Any] = {}
         details: dict[str, Any] = {}
+        transfer: list[dict[str, Any]] = []
         if validation is not None and held_out is not None:
             self._measure("validation", held_out, validation, made.temperature, metrics, details)
         if test is not None:
-            self._measure("test", inference.outputs(model, test), test, made.temperature, metrics, details)
-        made.report = self._report(made, metrics, details)
+            answered = inference.outputs(model, test)
+            self._measure("test", answered, test, made.temperature, metrics, details)
+            transfer = self._transfer(answered, test, made.temperature)
+        made.report = self._report(made, metrics, details, transfer)
         return made
+
+    def _transfer(self, outputs: np.ndarray, test: Encoded, temperature: float) -> list[dict[str, Any]]:
+        """What adapting the backbone gained over its frozen probe, on the test rows, where the run made both."""
+        from headstart.evaluation.intervals import difference
+
+        if self.chosen.probe is None or test.targets is None:
+            return []
+        ours = self.task.scores(torch.from_numpy(outputs), temperature).numpy()
+        probe = self.task.scores(torch.from_numpy(self.chosen.probe)).numpy()
+        seed = self.spec.training.seed
+        gain = difference(self.task, ours, probe, test.targets.numpy(), seed=seed)
+        return [{"against": "probe", "budget": "100%", "metric": self.task.metric, **gain}]
 
     def _temperature(self, outputs: np.ndarray, rows: Encoded) -> float:
         if self.task.name == "regression" or rows.targets is None:
@@ -100,7 +115,13 @@ class Evidence:
         metrics[name] = measured.pop("metrics")
         details[name] = measured
 
-    def _report(self, made: Bundle, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> Report:
+    def _report(
+        self,
+        made: Bundle,
+        metrics: Mapping[str, Any],
+        details: Mapping[str, Any],
+        transfer: Sequence[Mapping[str, Any]],
+    ) -> Report:
         from headstart.evaluation import Report
 
         results = self.chosen.results
@@ -135,7 +156,7 @@ class Evidence:
                     {**result.to_json(), "kept": position == self.chosen.position}
                     for position, result in enumerate(results)
                 ],
-                "transfer": [],
+                "transfer": list(transfer),
                 "findings": [
                     {"level": f.level, "code": f.code, "message": f.message, "rows": list(f.rows)}
                     for f in self.data.findings

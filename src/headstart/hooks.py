@@ -57,8 +57,7 @@ class Hooks:
             for need, reason in method.requires().items():
                 if not self._offers(need):
                     raise MethodError(
-                        f"'{name}' cannot be used here: {reason} (needs {need}; "
-                        f"this run is {self.task.name} on {self.modality.name})"
+                        f"'{name}' cannot be used here: {reason}; this run is {self.task.name} on {self.modality.name}"
                     )
 
     def _offers(self, need: str) -> bool:

@@ -30,7 +30,7 @@ KEYS: dict[str, str] = {
     "plan": "what was planned, with estimated_seconds and actual_seconds",
     "stages": "one record a stage: name, score, seconds, rows_trained, trainable, stopped, history, notes, details, "
     "kept",
-    "transfer": "one record a comparison: against, budget, value, low, high, p",
+    "transfer": "one record a comparison: against, budget, metric, value, low, high, p",
     "findings": "one record a finding in the data: level, code, message, rows",
     "calibration": "temperature, what outputs are divided by before probabilities are made",
     "backbone": "ref, source, digest",
