@@ -103,7 +103,7 @@ def make_prunable(kind: str) -> Model:
     return model
 
 
-MODELS = {"prune": make_prunable}
+MODELS = {"prune": make_prunable, "ia3": make_prunable}
 """What runs with a method need in place of the plain tiny model."""
 
 
