@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hub_folders import hub  # noqa: F401
+
 REPO = Path(__file__).resolve().parent.parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

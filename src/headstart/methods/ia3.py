@@ -16,6 +16,19 @@ from headstart.methods._peft_folder import IA3 as KIND
 from headstart.methods._peft_folder import read
 from headstart.methods._peft_layers import PeftMethod, chosen, fitting, network_of
 
+KEYS_AND_VALUES = (
+    ("key", "value"),  # BERT, RoBERTa, ELECTRA, ALBERT, BEiT
+    ("k", "v"),  # MPNet
+    ("k_lin", "v_lin"),  # DistilBERT
+    ("k_proj", "v_proj"),  # ViT of transformers, CLIP, SigLIP
+    ("key_proj", "value_proj"),  # DeBERTa v2
+)
+STACKED = (("qkv",), ("Wqkv",), ("in_proj",))
+"""Queries, keys and values in one layer: timm, ModernBERT, DeBERTa."""
+
+GATED = ("Wi", "Wo")
+"""A gated feed-forward part (ModernBERT), whose inner activations are a product that the second layer takes."""
+
 
 @dataclass
 class IA3(PeftMethod):
@@ -98,16 +111,19 @@ class IA3(PeftMethod):
 
 def _choose(model: nn.Module) -> tuple[list[str], list[str]]:
     """Full names of the layers that make keys and values, and of those that take inner activations."""
+    backbone: Any = model.backbone
     named = {id(module): name for name, module in fitting(model)[0]}
     outer: list[str] = []
     inner: list[str] = []
-    for structure in _structures.find(model.backbone):
-        if structure.kind == _structures.HEADS:
-            # Queries come first; where all three are one layer, it is scaled as a whole.
-            outer += [named[id(row)] for row in structure.rows[-2:] if id(row) in named]
-        else:
-            taker = model.backbone.get_submodule(structure.path)  # type: ignore[union-attr, operator]
-            inner += [named[id(taker)]] if id(taker) in named else []
+    for module in (module for block in backbone.blocks for module in block.modules()):
+        for children in (*KEYS_AND_VALUES, *STACKED):
+            makers = [named.get(id(getattr(module, child, None))) for child in children]
+            outer += [name for name in makers if name] if all(makers) else []
+        gated = named.get(id(getattr(module, GATED[1], None))) if hasattr(module, GATED[0]) else None
+        inner += [gated] if gated else []
+    for structure in _structures.find(backbone):
+        taker = named.get(id(backbone.get_submodule(structure.path)))
+        inner += [taker] if taker and structure.kind == _structures.NEURONS else []
     if not outer and not inner:
         raise MethodError(
             "'ia3' found no keys, values or feed-forward layers by their names in this backbone; name layers with "
