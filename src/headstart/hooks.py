@@ -40,6 +40,7 @@ class Hooks:
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     validate: Callable[[nn.Module], float] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    batches: Callable[[], Iterator[Batch]] | None = None
     claims: dict[int, str] = field(default_factory=dict)
     effect: dict[str, bool] = field(default_factory=dict)
     """Whether a method was seen to change something; absent where its hooks leave no trace to look at."""
@@ -93,6 +94,7 @@ class Hooks:
             backward=self.backward,
             validate=self.validate,
             autocast=self.autocast,
+            batches=self.batches,
         )
 
     def adapt(self, model: nn.Module) -> nn.Module:

@@ -41,8 +41,8 @@ class IA3(PeftMethod):
     inverted residuals and bottlenecks of convolutional networks, which have no keys, the scales stand before the last
     convolution, where the feed-forward ones do.
 
-    Requires: the `lora` extra. Owns `groups`, so it excludes `freeze`, `lora` and `adapter`. The layers it changes are
-    claimed.
+    Requires: the `lora` extra. Owns `groups`, so it excludes `freeze`, `lora`, `adapter`, `prompt` and `surgical`. The
+    layers it changes are claimed.
 
     Shapes: Linear (out,in) and ungrouped Conv2d (out,in,kh,kw) layers; the layer's input and output keep their shapes.
 

@@ -25,8 +25,8 @@ class LoRA(PeftMethod):
     Source: Hu et al. 2022 (LoRA), section 4.1. `rslora`: Kalajdzievski 2023, section 3. `dora`: Liu et al. 2024,
     section 4. All through the PEFT library.
 
-    Requires: the `lora` extra. Owns `groups`, so it excludes `freeze` and `adapter`. The layers it changes are
-    claimed.
+    Requires: the `lora` extra. Owns `groups`, so it excludes `freeze`, `ia3`, `adapter`, `prompt` and `surgical`. The
+    layers it changes are claimed.
 
     Shapes: Linear (out,in) and ungrouped Conv2d (out,in,kh,kw) layers; the layer's input and output keep their
     shapes.

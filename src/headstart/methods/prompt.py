@@ -42,7 +42,7 @@ class Prompt(Method):
     Requires: a transformer whose blocks take and give tokens (N,T,V) and that adds positions below its blocks, as BERT,
     RoBERTa, DistilBERT, ELECTRA and ViT do. Convolutional networks and those with relative or rotary positions inside
     the blocks are refused; so are, without `deep`, those that run one block several times. Owns `groups`, so it
-    excludes `freeze`, `lora`, `ia3` and `adapter`. Claims every block.
+    excludes `freeze`, `lora`, `ia3`, `adapter` and `surgical`. Claims every block.
 
     Shapes: `length` more tokens in every block. Hidden states (N,T,V) outside the blocks are the same, so that class
     token, mean over tokens and maps of patches are pooled as ever.
