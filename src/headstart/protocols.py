@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headstart.values import Batch, Features, Group, Progress, View
+
+if TYPE_CHECKING:
+    from headstart.encoded import Encoded
 
 
 class Backbone(nn.Module, ABC):
@@ -215,6 +218,7 @@ class Context:
     autocast: the precision of the run, for forward passes that a penalty makes itself.
     batches: the training batches of this epoch, before any `stream` or `transform`, for a method that must look at them
     first; None where there is no run, as when a plan is made.
+    unlabelled: rows without labels that the run may learn from; None where there are none (require `run.unlabelled`).
     """
 
     task: Task
@@ -228,6 +232,7 @@ class Context:
     validate: Callable[[nn.Module], float] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     batches: Callable[[], Iterator[Batch]] | None = None
+    unlabelled: Encoded | None = None
 
     def claim(self, module: nn.Module) -> None:
         """Reserve a module for this method's surgery. Raises MethodError when another method holds it."""
@@ -312,7 +317,8 @@ class Method:
         return model
 
     def requires(self) -> dict[str, str]:
-        """Capabilities the run must offer, each with the reason: 'task.mix', 'modality.continuous', 'run.start', ..."""
+        """Capabilities the run must offer, each with the reason: 'task.mix', 'modality.continuous', 'run.start',
+        'run.unlabelled', ..."""
         return {}
 
     def remains(self) -> bool:
