@@ -40,6 +40,7 @@ class Hooks:
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     validate: Callable[[nn.Module], float] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    batches: Callable[[], Iterator[Batch]] | None = None
     unlabelled: Encoded | None = None
     claims: dict[int, str] = field(default_factory=dict)
     effect: dict[str, bool] = field(default_factory=dict)
@@ -95,6 +96,7 @@ class Hooks:
             backward=self.backward,
             validate=self.validate,
             autocast=self.autocast,
+            batches=self.batches,
             unlabelled=self.unlabelled,
         )
 

@@ -216,6 +216,8 @@ class Context:
     start: starting values of parameters by identity, taken by the loop before any surgery where a method adds to the
     loss or requires `run.start`.
     autocast: the precision of the run, for forward passes that a penalty makes itself.
+    batches: the training batches of this epoch, before any `stream` or `transform`, for a method that must look at them
+    first; None where there is no run, as when a plan is made.
     unlabelled: rows without labels that the run may learn from; None where there are none (require `run.unlabelled`).
     """
 
@@ -229,6 +231,7 @@ class Context:
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     validate: Callable[[nn.Module], float] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    batches: Callable[[], Iterator[Batch]] | None = None
     unlabelled: Encoded | None = None
 
     def claim(self, module: nn.Module) -> None:
@@ -325,6 +328,10 @@ class Method:
     def artefacts(self) -> dict[str, bytes]:
         """Extra files for the bundle, by relative path, after `finish` (such as a PEFT adapter folder)."""
         return {}
+
+    def notes(self) -> list[str]:
+        """Sentences for the report about what the method found or chose, asked for when its stage is over."""
+        return []
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs: tensors and plain JSON values, by name."""

@@ -133,6 +133,9 @@ class Stages:
             if method.remains():
                 self.remaining.append(MethodSpec(name=name, options=method.options()))
             self.files.update(method.artefacts())
+            for note in method.notes():
+                result.notes.append(note)
+                self.listen("note", {"text": note})
         self.fresh_head = False
         result.seconds = time.monotonic() - started
         return result
