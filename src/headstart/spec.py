@@ -43,6 +43,7 @@ class DataSpec(_Section):
     separator: str | None = Field(None, description="between the labels of one cell, for several labels a row")
     per_class: int | None = Field(None, ge=1, description="keep this many training rows of each class")
     fraction: float | None = Field(None, gt=0, le=1, description="keep this share of the training rows, by class")
+    check_labels: bool = Field(False, description="list training rows whose label looks wrong, in the report")
 
 
 class TaskSpec(_Section):
@@ -59,7 +60,10 @@ class TaskSpec(_Section):
         0.0, ge=0, description="tau of the logit-adjusted loss (Menon et al. 2021) for rare classes; 0 is off, 1 usual"
     )
     gce_q: float = Field(
-        0.0, ge=0, le=1, description="q of generalised cross-entropy (Zhang and Sabuncu 2018) for wrong labels; 0 is off"
+        0.0,
+        ge=0,
+        le=1,
+        description="q of generalised cross-entropy (Zhang and Sabuncu 2018) for wrong labels; 0 is off",
     )
 
 

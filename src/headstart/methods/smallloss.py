@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from headstart.methods._checks import number, whole
+from headstart.methods._checks import flag, number, whole
 from headstart.protocols import Context, Method
 from headstart.values import Batch, View
 
@@ -18,12 +18,13 @@ from headstart.values import Batch, View
 class SmallLoss(Method):
     """Sets the rows with the largest losses of the epoch before aside: a network learns wrong labels last.
 
-    Equation: in epoch T = 0, 1, ... the share R(T) = 1 - rate * min(T / warmup, 1) of the rows is kept, those with the
-    smallest losses in epoch T - 1; the others weigh `weight` times what they did.
+    Equation: in epoch T = 0, 1, ... the share R(T) = 1 - rate * min(T / warmup, 1) of the rows of each class (with
+    `by_class=false` of all rows) is kept, those with the smallest losses in epoch T - 1; the others weigh `weight` times
+    what they did.
 
     Source: Han et al. 2018 (Co-teaching), algorithm 1, of which this is the choice of rows by small loss. There two
-    networks choose for each other, by the losses of the batch at hand; here one network chooses for itself, by its
-    losses over the whole epoch before, which costs no second network and no second pass.
+    networks choose for each other, by the losses of the batch at hand, whatever the classes; here one network chooses
+    for itself, class by class, by its losses over the whole epoch before: no second network, no second pass.
 
     Requires: two epochs or more, and rows that are not all mixed. Regression on mixed pictures is not told apart.
 
@@ -32,26 +33,30 @@ class SmallLoss(Method):
     Neighbours: `task.gce_q` lets the loss itself care less for rows that fit badly. Losses are looked at once a row and
     step, in the first pass: of `sam` the one at the weights, of `fgm` and `pgd` the one where their search starts.
     Rows without a number and rows that `mixup` or `cutmix` mixed are not looked at, so that where all are mixed the
-    run says that it changed nothing. What raises the loss of right rows sets them aside too: class weights and logit
-    adjustment those of rare classes, label smoothing hardly any. It composes with all of them.
+    run says that it changed nothing. With `by_class=false` what raises the losses of a class, such as class weights,
+    sets its rows aside.
 
     Example: `--method smallloss:rate=0.2`; `hs.methods.SmallLoss(rate=0.2)`.
 
     Defaults: rate should be the share of wrong labels (tau, section 3 of the paper); 0.2 is the lower of the two
     symmetric rates that the paper tries and says nothing about your rows. warmup = 1 suits the few epochs of
-    fine-tuning, the paper has 10 of 200. weight = 0 is the paper's. None of them is tuned.
+    fine-tuning, the paper has 10 of 200. weight = 0 is the paper's. by_class is on because rare classes are learned
+    last: chosen over all rows, they are the first to be set aside, right labels and all. None of them is tuned.
 
     rate: share of rows to set aside in the end. warmup: epochs until then (T_k). weight: what is left of their weight.
+    by_class: whether each class loses the same share; rows without one class (several labels, numbers) are one group.
     """
 
     rate: float = 0.2
     warmup: int = 1
     weight: float = 0.0
+    by_class: bool = True
 
     def __post_init__(self) -> None:
         number("smallloss:rate", self.rate, 0, "such as rate=0.2, the share of wrong labels", high=0.9, above=True)
         whole("smallloss:warmup", self.warmup, 1, "such as warmup=1")
         number("smallloss:weight", self.weight, 0, "such as weight=0; 1 would change nothing", high=0.99)
+        flag("smallloss:by_class", self.by_class)
         self._forget()
 
     def _forget(self) -> None:
@@ -59,6 +64,7 @@ class SmallLoss(Method):
         self.sums_ = torch.zeros(0, dtype=torch.float64)
         self.counts_ = torch.zeros(0, dtype=torch.int64)
         self.steps_ = torch.zeros(0, dtype=torch.int64)
+        self.classes_ = torch.zeros(0, dtype=torch.int64)
         self.aside_ = torch.zeros(0, dtype=torch.bool)
         self.last_ = torch.zeros(0, dtype=torch.float64)
 
@@ -100,12 +106,13 @@ class SmallLoss(Method):
         self.sums_.index_add_(0, row, losses)
         self.counts_.index_add_(0, row, torch.ones_like(row))
         self.steps_[row] = ctx.progress.step + 1
+        self.classes_[row] = _classes(view.batch, ctx.task.name)[seen]
         return {}
 
     def _grow(self, size: int) -> None:
         more = max(0, size - len(self.sums_))
         if more:
-            for name in ("sums_", "counts_", "steps_"):
+            for name in ("sums_", "counts_", "steps_", "classes_"):
                 old = getattr(self, name)
                 setattr(self, name, torch.cat([old, torch.zeros(more, dtype=old.dtype)]))
 
@@ -113,11 +120,13 @@ class SmallLoss(Method):
         """Who is set aside in this epoch, by mean losses since the last choice, which are then forgotten."""
         self._gather(device)
         losses = torch.where(self.counts_ > 0, self.sums_ / self.counts_.clamp_min(1), -torch.inf)
-        rows = int((self.counts_ > 0).sum())
-        kept = int((1 - self.rate * min(epoch / self.warmup, 1.0)) * rows)
-        worst = losses.argsort(descending=True, stable=True)[: rows - kept]
+        share = 1 - self.rate * min(epoch / self.warmup, 1.0)
+        groups = self.classes_ if self.by_class else torch.zeros_like(self.classes_)
         self.aside_ = torch.zeros(len(losses), dtype=torch.bool)
-        self.aside_[worst] = True
+        for group in groups[self.counts_ > 0].unique().tolist():
+            rows = ((self.counts_ > 0) & (groups == group)).nonzero()[:, 0]
+            kept = max(1, int(share * len(rows)))
+            self.aside_[rows[losses[rows].argsort(stable=True)[kept:]]] = True
         self.last_, self.epoch_ = losses, epoch
         self.sums_, self.counts_ = torch.zeros_like(self.sums_), torch.zeros_like(self.counts_)
 
@@ -128,10 +137,10 @@ class SmallLoss(Method):
         size = torch.tensor(len(self.sums_), device=device)
         distributed.all_reduce(size, distributed.ReduceOp.MAX)
         self._grow(int(size))
-        for name in ("sums_", "counts_"):
-            whole_run = getattr(self, name).to(device)
-            distributed.all_reduce(whole_run)
-            setattr(self, name, whole_run.cpu())
+        for name, operation in (("sums_", "SUM"), ("counts_", "SUM"), ("classes_", "MAX")):
+            shared = getattr(self, name).to(device)
+            distributed.all_reduce(shared, getattr(distributed.ReduceOp, operation))
+            setattr(self, name, shared.cpu())
 
     def state(self) -> dict[str, Any]:
         """Who is set aside, and the losses of the epoch so far."""
@@ -140,6 +149,7 @@ class SmallLoss(Method):
             "sums": self.sums_,
             "counts": self.counts_,
             "steps": self.steps_,
+            "classes": self.classes_,
             "aside": self.aside_,
             "last": self.last_,
         }
@@ -148,6 +158,13 @@ class SmallLoss(Method):
         """The inverse of `state`."""
         for name, value in state.items():
             setattr(self, f"{name}_", value)
+
+
+def _classes(batch: Batch, task: str) -> Tensor:
+    """(N,) The class of each row; 0 where rows have none or several."""
+    if task != "classification" or batch.labels is None:
+        return torch.zeros(len(batch), dtype=torch.int64)
+    return (batch.labels.argmax(1) if batch.labels.ndim == 2 else batch.labels).cpu()
 
 
 def _plain(batch: Batch, task: str) -> Tensor:
