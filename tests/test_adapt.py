@@ -78,6 +78,26 @@ def test_the_report_says_what_was_gained_over_the_frozen_probe(
     assert alone.report.to_json()["transfer"] == []  # type: ignore[union-attr]
 
 
+def test_labels_that_look_wrong_stand_in_the_report(tickets: dict[str, Path], tiny_bert: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cleanlab")
+    lines = tickets["train"].read_text(encoding="utf-8").splitlines()
+    header = lines[0].split(",")
+    cells, at = lines[3].split(","), header.index("intent")  # row 3, counted from 1 below the header
+    cells[at] = "login" if cells[at] != "login" else "refund"
+    lines[3] = ",".join(cells)
+    flawed = tmp_path / "flawed.csv"
+    flawed.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = hs.fit(flawed, methods=["freeze:probe"], sets=["data.check_labels=true"], **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    found = model.report.to_json()["label_errors"]  # type: ignore[union-attr]
+    (first,) = [record for record in found if record["row"] == 3]
+    assert first["text"] in lines[3] and first["given"] in lines[3] and first["suggested"] != first["given"]
+    model.save(tmp_path / "saved")
+    page = (tmp_path / "saved" / "report.html").read_text(encoding="utf-8")
+    assert "Labels that look wrong" in page and first["text"] in page
+    with pytest.raises(SpecError, match="check_labels"):
+        hs.fit(["a", "b"] * 9, list(range(18)), task="regression", sets=["data.check_labels=true"])
+
+
 @pytest.mark.parametrize("task", ["regression", "multilabel"])
 def test_other_tasks(task: str, tiny_bert: Path) -> None:
     texts = [

@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("spec", "catalog", "protocols", "model"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "optimiser", "recipe", "probe", "evaluation"),
-    ("inference", "hooks", "planning"),
+    ("inference", "hooks", "planning", "label_errors"),
     ("loop", "bundle"),
     ("stages",),
     ("evidence",),
@@ -44,7 +44,7 @@ HEAVY = ("torch", "transformers", "pandas", "sklearn", "scipy", "pyarrow", "timm
          "datasets", "matplotlib", "mlflow", "tensorboard", "PIL")  # fmt: skip
 
 OPTIONAL = ("pandas", "timm", "peft", "torchvision", "datasets", "matplotlib", "mlflow", "tensorboard",
-            "sentence_transformers")  # fmt: skip
+            "sentence_transformers", "cleanlab")  # fmt: skip
 
 
 def sources() -> list[Path]:

@@ -22,6 +22,7 @@ from headstart import inference
 from headstart.bundle import Bundle
 from headstart.data import Data
 from headstart.encoded import Encoded
+from headstart.label_errors import Suspect
 from headstart.planning import Plan
 from headstart.protocols import Task
 from headstart.spec import Spec
@@ -45,6 +46,7 @@ class Evidence:
     plan: Plan
     chosen: Chosen
     started: float
+    suspects: Sequence[Suspect] = ()
 
     def bundle(self, test: Encoded | None) -> Bundle:
         """The finished bundle: calibrated, measured, with its report."""
@@ -157,6 +159,7 @@ class Evidence:
                     for position, result in enumerate(results)
                 ],
                 "transfer": list(transfer),
+                "label_errors": self._label_errors(),
                 "findings": [
                     {"level": f.level, "code": f.code, "message": f.message, "rows": list(f.rows)}
                     for f in self.data.findings
@@ -177,6 +180,19 @@ class Evidence:
                 "notes": [note for result in results for note in result.notes],
             }
         )
+
+    def _label_errors(self) -> list[dict[str, Any]]:
+        """The suspects as the report lists them, the first with their inputs."""
+        from headstart.evaluation.measure import WORST, shown
+
+        inputs, rows = self.data.train.inputs(), self.data.train.source_rows
+        found = []
+        for place, suspect in enumerate(self.suspects):
+            record = suspect.to_json()
+            position = record.pop("position")
+            seen = shown(inputs[position]) if place < WORST else {}
+            found.append({"row": int(rows[position]), **seen, **record})
+        return found
 
     @staticmethod
     def plain_bundle(spec: Spec, loaded: Data, task: Task, stages: Stages, results: Sequence[StageResult]) -> Bundle:

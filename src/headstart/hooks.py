@@ -2,7 +2,7 @@
 
 Refused at construction: two owners of an exclusive hook, a capability that the run lacks, one method twice. Refused
 as they happen: two claims on one module, two penalties of one name, a transform that loses `origin`. Reported after the
-first epoch: a method that changed nothing.
+first epoch, or the first in which it acts: a method that changed nothing.
 """
 
 from __future__ import annotations
@@ -205,11 +205,16 @@ class Hooks:
         self.effect[name] = self.effect.get(name, False) or changed
 
     def idle(self) -> list[str]:
-        """A sentence for each method that was watched and changed nothing."""
+        """At the end of an epoch: a sentence for each method that was watched, changed nothing and should have by now.
+
+        Should have: since its first epoch, or at the latest by the end of a run that is over before that.
+        """
+        epoch, last = self.progress.epoch, self.progress.epochs - 1
+        since = "the first epoch" if epoch == 0 else f"{epoch + 1} epochs"
         return [
-            f"method '{name}' changed nothing in the first epoch: check its options, or leave it out"
+            f"method '{name}' changed nothing in {since}: check its options, or leave it out"
             for name, changed in self.effect.items()
-            if not changed
+            if not changed and min(self.methods[name].first_epoch(), last) == epoch
         ]
 
 

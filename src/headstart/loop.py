@@ -133,10 +133,9 @@ class Loop:
             self._set_learning()
             if not self._epoch(epoch, skip):
                 return
-            if epoch == 0:
-                self.result.notes += self.hooks.idle()
-                for note in self.result.notes:
-                    self.listen("note", {"text": note})
+            for note in self.hooks.idle():
+                self.result.notes.append(note)
+                self.listen("note", {"text": note})
             self.position = (epoch + 1, 0)
             if self._after_epoch(epoch):
                 self.result.stopped = f"no better validation in {self.training.patience} epochs"

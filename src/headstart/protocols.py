@@ -277,6 +277,10 @@ class Method:
         """Forward and backward passes a micro-batch costs, for the plan; those of several methods multiply."""
         return 1.0
 
+    def first_epoch(self) -> int:
+        """The epoch, counted from 0, in which the method changes something at the earliest; idle until then is right."""
+        return 0
+
     def stream(self, batches: Iterable[Batch], ctx: Context) -> Iterator[Batch]:
         """The batches of an epoch, ordered: replay, pairing, curricula."""
         return iter(batches)

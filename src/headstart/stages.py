@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart import catalog, inference, planning, probe, tasks
+from headstart import catalog, inference, label_errors, planning, probe, tasks
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError, did_you_mean
 from headstart.evaluation.calibration import fit_temperature
@@ -167,6 +167,13 @@ class Stages:
             chosen = np.random.default_rng(training.seed).choice(len(rows), PROBE_ROWS, replace=False)
             features, targets = features[chosen], targets[torch.from_numpy(chosen)]
         return probe.fit(features, targets, self.task, validation, seed=training.seed)
+
+    def label_errors(self) -> list[label_errors.Suspect]:
+        """Training rows whose label looks wrong on the features as they are now: to be asked before any stage runs."""
+        if self.train_rows.targets is None:
+            raise SpecError("labels can be checked only where there are some")
+        features = self._features("train", self.train_rows)
+        return label_errors.find(features, self.train_rows.targets, self.task, seed=self.spec.training.seed)
 
     def _features(self, name: str, rows: Encoded) -> np.ndarray:
         if not self.untouched:

@@ -89,6 +89,7 @@ def _sections(record: Mapping[str, Any], main: Mapping[str, Any] | None) -> list
         ("calibration", "Calibration", has.get("calibration")),
         ("slices", "Slices", has.get("slices")),
         ("mistakes", "Mistakes", has.get("mistakes")),
+        ("doubts", "Doubtful labels", record["label_errors"]),
         ("data", "Data", True),
         ("cost", "Cost", True),
         ("repeat", "Repeat", True),
