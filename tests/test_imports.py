@@ -17,11 +17,11 @@ ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values"),
-    ("spec", "catalog", "protocols", "model"),
+    ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "optimiser", "recipe", "probe", "evaluation"),
     ("inference", "hooks", "planning", "label_errors"),
-    ("loop", "bundle"),
+    ("loop", "bundle", "robustness"),
     ("stages",),
     ("evidence",),
     ("adapt",),

@@ -154,20 +154,30 @@ def evaluate(
         list[str] | None, typer.Option("--slice", help="a column; each value is measured by itself")
     ] = None,
     on_bad_row: Annotated[str, typer.Option(help="error or skip")] = "error",
+    robust: Annotated[bool, typer.Option("--robust", help="measure attacked and spoiled rows too")] = False,
+    robust_rows: Annotated[int, typer.Option(min=1, help="rows that are attacked at most")] = 300,
+    radius: Annotated[list[float] | None, typer.Option(min=0.0, help="of an attack, instead of the usual two")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a bundle on labelled rows, with intervals and by slice."""
+    """Measure a bundle on labelled rows, with intervals, by slice and under attack."""
     from headstart import verbs
     from headstart.terminal import Terminal
 
     terminal = Terminal()
-    measured = verbs.evaluate(bundle, rows, slices=slice_ or (), on_bad_row=on_bad_row)
+    measured = verbs.evaluate(
+        bundle, rows, slices=slice_ or (), on_bad_row=on_bad_row, robust=robust, robust_rows=robust_rows,
+        radii=radius or None,
+    )  # fmt: skip
     terminal.say(f"{measured['task']} on {measured['rows']} rows (value [95 % interval])")
     for name, text in verbs.summary_table(measured["metrics"]):
         terminal.say(f"  {name:18s} {text}")
     for column, values in measured.get("slices", {}).items():
         terminal.say(f"by {column}:")
         for line in verbs.slice_lines(values):
+            terminal.say(f"  {line}")
+    if robust:
+        terminal.say(f"{measured['robustness']['metric']} on {measured['robustness']['rows']} rows:")
+        for line in verbs.robust_lines(measured["robustness"]):
             terminal.say(f"  {line}")
     if as_json:
         _print_json(measured)

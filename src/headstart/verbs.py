@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from headstart import data
+from headstart import data, inference, robustness
 from headstart.adapt import make_spec, prepare
 from headstart.bundle import Bundle, load
+from headstart.encoded import Encoded
 from headstart.errors import BadInput, DataError, did_you_mean
 from headstart.planning import Plan
 
@@ -67,15 +68,21 @@ def evaluate(
     *,
     slices: Sequence[str] = (),
     on_bad_row: str = "error",
+    robust: bool = False,
+    robust_rows: int = 300,
+    radii: Sequence[float] | None = None,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a bundle on labelled rows: metrics with intervals, per class, calibration, slices, worst mistakes.
 
-    slices: columns of the file; every value of each is measured by itself. Raises DataError for a missing column or
+    slices: columns of the file; every value of each is measured by itself. robust: attacked and spoiled rows too, at
+    most `robust_rows` of them, attacked within `radii` (`robustness.measure`). Raises DataError for a missing column or
     for labels that the model does not know.
     """
     from headstart.evaluation import measure_split
 
+    if radii is not None and (not radii or min(radii) < 0):
+        raise DataError(f"expected radii of at least 0, received {list(radii)}; leave them out for the usual ones")
     model = bundle if isinstance(bundle, Bundle) else load(bundle, report=False)
     rows = data.load_labelled(
         path, _columns(model), labels=model.labels, encoding=_encoding(model), on_bad_row=on_bad_row
@@ -90,13 +97,30 @@ def evaluate(
     if len(rows) == 0:
         raise BadInput(f"'{path}' has no rows to evaluate on")
     inputs = rows.inputs()
-    targets = model.task.encode(rows.labels())
-    outputs = model.outputs([inputs[i] for i in range(len(rows))])
+    encoded = Encoded.of(model.modality, model.model.backbone, inputs, model.task, rows.labels())
+    assert encoded.targets is not None
+    targets = encoded.targets
+    outputs = inference.outputs(model.model, encoded)
     scores = model.task.scores(torch.from_numpy(outputs), model.temperature).numpy()
     measured = measure_split(
         model.task, scores, targets.numpy(), inputs=inputs, row_ids=rows.source_rows.tolist(), slices=values, seed=seed
     )
+    if robust:
+        measured["robustness"] = robustness.measure(
+            model.model, model.task, model.modality, encoded, inputs=inputs, radii=radii, most=robust_rows,
+            temperature=model.temperature, seed=seed,
+        )  # fmt: skip
     return {"task": model.task.name, "labels": list(model.labels), "rows": len(rows), **measured}
+
+
+def robust_lines(found: Mapping[str, Any]) -> list[str]:
+    """One line for clean rows and each attack and corruption, for the terminal."""
+    from headstart.evaluation.wording import radius_name
+
+    named = [("clean", found["clean"])]
+    named += [(f"attacked within {radius_name(a['radius'], found['norm'])}", a) for a in found["attacks"]]
+    named += [(c["name"], c) for c in found["corruptions"]]
+    return [f"{name}: {summary_table({found['metric']: entry})[0][1]}" for name, entry in named]
 
 
 def summary_table(metrics: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str]]:
