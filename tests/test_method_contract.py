@@ -18,7 +18,7 @@ from method_runs import make_loop, make_method, make_rows, same, train, weights
 
 NAMES = sorted(entries("methods"))
 KINDS = ("text", "image")
-ONLY = {"cutmix": "image", "rdrop": "text", "stochnorm": "image"}
+ONLY = {"cutmix": "image", "cutoff": "text", "rdrop": "text", "stochnorm": "image"}
 """Methods that only one of the tiny networks can show: the one for pictures draws no dropout, that for texts has no
 BatchNorm."""
 RUNS = [(name, kind) for name in NAMES for kind in KINDS if ONLY.get(name, kind) == kind]

@@ -70,8 +70,11 @@ class Backbone(nn.Module, ABC):
         """Write what `rebuild` and the modality need beside the weights (config, tokenizer) into `folder`."""
 
     def forward(self, batch: Batch) -> Features:
-        """The same as `features`."""
-        return self.features(batch)
+        """The same as `features`, with hidden states mixed where `batch.mix` names a block."""
+        from headstart.model import mixed_states
+
+        with mixed_states(self.blocks, batch) if batch.mix is not None else nullcontext():
+            return self.features(batch)
 
 
 class Prepared(ABC):
