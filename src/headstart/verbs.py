@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
 from headstart import data
 from headstart.adapt import make_spec, prepare
@@ -25,10 +24,11 @@ def plan(train: Any = None, **asked: Any) -> Plan:
     return prepare(make_spec(train, **asked)).plan()
 
 
-def predict(bundle: Bundle | str | Path, path: str | Path, out: str | Path) -> int:
+def predict(bundle: Bundle | str | Path, path: str | Path, out: str | Path, *, tta: int = 1, seed: int = 0) -> int:
     """Answer every row of a file: its columns, `prediction` and the score columns go to `out`; returns the row count.
 
-    `out` ends in .csv, .tsv, .jsonl or .parquet and is written whole or not at all. Raises DataError for a missing
+    `out` ends in .csv, .tsv, .jsonl or .parquet and is written whole or not at all. tta: views of each row that are
+    averaged, drawn from `seed`. Raises DataError for a missing
     column or a row that cannot be read.
     """
     model = bundle if isinstance(bundle, Bundle) else load(bundle, report=False)
@@ -38,14 +38,15 @@ def predict(bundle: Bundle | str | Path, path: str | Path, out: str | Path) -> i
     clash = [name for name in rows.table.column_names if name == "prediction"]
     if clash:
         raise DataError(f"'{path}' already has a column 'prediction'; rename it, so that nothing is lost")
-    return data.write_table(_answers(model, rows), out)
+    return data.write_table(_answers(model, rows, tta, seed), out)
 
 
-def _answers(model: Bundle, rows: data.Part) -> Iterator[pa.Table]:
+def _answers(model: Bundle, rows: data.Part, tta: int, seed: int) -> Iterator[pa.Table]:
     inputs = rows.inputs()
     for start in range(0, max(1, len(rows)), CHUNK):
         part = rows.table.slice(start, CHUNK)
-        decoded = model.decode([inputs[i] for i in range(start, min(len(rows), start + CHUNK))])
+        piece = [inputs[i] for i in range(start, min(len(rows), start + CHUNK))]
+        decoded = model.decode(piece, tta=tta, seed=seed)
         part = part.append_column("prediction", pa.array(decoded.prediction))
         for name, values in decoded.scores.items():
             part = part.append_column(name, pa.array(np.asarray(values)))
@@ -67,11 +68,13 @@ def evaluate(
     *,
     slices: Sequence[str] = (),
     on_bad_row: str = "error",
+    tta: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a bundle on labelled rows: metrics with intervals, per class, calibration, slices, worst mistakes.
 
-    slices: columns of the file; every value of each is measured by itself. Raises DataError for a missing column or
+    slices: columns of the file; every value of each is measured by itself. tta: views of each row that are averaged.
+    seed: of the views and the intervals. Raises DataError for a missing column or
     for labels that the model does not know.
     """
     from headstart.evaluation import measure_split
@@ -91,8 +94,7 @@ def evaluate(
         raise BadInput(f"'{path}' has no rows to evaluate on")
     inputs = rows.inputs()
     targets = model.task.encode(rows.labels())
-    outputs = model.outputs([inputs[i] for i in range(len(rows))])
-    scores = model.task.scores(torch.from_numpy(outputs), model.temperature).numpy()
+    scores = model.scores([inputs[i] for i in range(len(rows))], tta=tta, seed=seed)
     measured = measure_split(
         model.task, scores, targets.numpy(), inputs=inputs, row_ids=rows.source_rows.tolist(), slices=values, seed=seed
     )
