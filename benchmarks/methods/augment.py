@@ -127,15 +127,16 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", choices=list(SUITES), default=[])
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[0, 1], help="which of a set's budgets, in this order")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     lines = [json.loads(text) for text in OUT.read_text().splitlines()] if OUT.exists() else []
     done = {(line["set"], line["arm"], line["per_class"], line["seed"]) for line in lines}
     wanted = [
-        (name, arm, rows, seed)
+        (name, arm, list(SUITES[name]["budgets"])[size], seed)
+        for size in options.sizes
         for seed in range(options.seeds)
         for name in options.sets
-        for rows in SUITES[name]["budgets"]
         for arm in SUITES[name]["arms"]
     ]
     for key in wanted:

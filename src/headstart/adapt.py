@@ -142,8 +142,9 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
 
     train_rows = Encoded.of(modality, backbone, loaded.train.inputs(), task, labels)
     stages = Stages(
-        written, task, modality, model, train_rows, encode(loaded.validation), labels, device, listen=listen
-    )
+        written, task, modality, model, train_rows, encode(loaded.validation), labels, device,
+        inputs=loaded.train.inputs(), listen=listen,
+    )  # fmt: skip
     for stage in written.stages:
         stages.check(stage)
     return Run(written, loaded, task, modality, model, stages, encode(loaded.test), started)

@@ -272,6 +272,13 @@ class Method:
         """Forward and backward passes a micro-batch costs, for the plan; those of several methods multiply."""
         return 1.0
 
+    def rows(self, inputs: Sequence[Any], ctx: Context) -> Sequence[tuple[int, Any]]:
+        """Further training rows, made once before training from the raw ones (texts; paths or bytes of pictures).
+
+        Each is (index of the row that it was made from, raw input) and takes that row's label, weight and origin.
+        """
+        return ()
+
     def stream(self, batches: Iterable[Batch], ctx: Context) -> Iterator[Batch]:
         """The batches of an epoch, ordered: replay, pairing, curricula."""
         return iter(batches)
