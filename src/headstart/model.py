@@ -59,21 +59,23 @@ def mixed_states(blocks: Sequence[nn.Module], batch: Batch) -> Iterator[None]:
         return
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        given = [*((i, v) for i, v in enumerate(args)), *kwargs.items()]
-        fits = (i for i, v in given if isinstance(v, Tensor) and v.is_floating_point() and len(v) == len(batch))
-        place = next(fits, None)
-        if place is None:
+        place = next((i for i, value in enumerate(args) if _states(value, len(batch))), None)
+        if place is not None:
+            return (*args[:place], _mixed(args[place], batch, mix), *args[place + 1 :]), kwargs
+        name = next((key for key, value in kwargs.items() if _states(value, len(batch))), None)
+        if name is None:
             raise MethodError(f"block {mix.block} of this backbone receives no states of its rows that could be mixed")
-        if isinstance(place, int):
-            changed = _mixed(args[place], batch, mix)
-            return (*args[:place], changed, *args[place + 1 :]), kwargs
-        return args, {**kwargs, place: _mixed(kwargs[place], batch, mix)}
+        return args, {**kwargs, name: _mixed(kwargs[name], batch, mix)}
 
     handle = blocks[mix.block].register_forward_pre_hook(before, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+
+
+def _states(value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point() and len(value) == rows
 
 
 def _mixed(states: Tensor, batch: Batch, mix: Mix) -> Tensor:
