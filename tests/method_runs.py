@@ -35,6 +35,7 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "pgd": {"steps": 2},
     "ema": {"decay": 0.5},
     "swa": {"start": 0.3},
+    "backtranslate": {"there": "some/pair", "back": "pair/some"},
 }
 """Options with which a method shows its work in a run of a few steps; the others have working defaults."""
 

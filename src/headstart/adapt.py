@@ -149,7 +149,7 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
     unlabelled = None if free is None else Encoded.of(modality, backbone, free.inputs())
     stages = Stages(
         written, task, modality, model, train_rows, encode(loaded.validation), labels, device, listen=listen,
-        unlabelled=unlabelled,
+        inputs=loaded.train.inputs(), unlabelled=unlabelled,
     )  # fmt: skip
     for stage in written.stages:
         stages.check(stage)

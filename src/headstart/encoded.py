@@ -38,6 +38,18 @@ class Encoded:
         rows = len(prepared)
         return cls(prepared, targets, torch.ones(rows), torch.zeros(rows, dtype=torch.int64))
 
+    def extended(
+        self, modality: Modality, backbone: Backbone, inputs: Sequence[Any], added: Sequence[tuple[int, Any]]
+    ) -> Encoded:
+        """These rows, whose raw inputs are given, and behind them those added: (index of a source, raw input).
+
+        An added row has the target, weight and origin of its source.
+        """
+        prepared = modality.prepare([*inputs, *(value for _, value in added)], backbone)
+        index = torch.tensor([*range(len(self)), *(source for source, _ in added)], dtype=torch.int64)
+        targets = None if self.targets is None else self.targets[index]
+        return Encoded(prepared, targets, self.weight[index], self.origin[index])
+
     def __len__(self) -> int:
         return len(self.prepared)
 

@@ -125,6 +125,16 @@ class Hooks:
         self._seen(owner[0], learning != everything or any(group.lr_scale != 1 for group in groups))
         return groups
 
+    def rows(self, inputs: Sequence[Any]) -> dict[str, list[tuple[int, Any]]]:
+        """The training rows that each method adds to these raw ones, by method: (index of its source, raw input)."""
+        found = {}
+        for name in self.owners("rows"):
+            found[name] = list(self.methods[name].rows(inputs, self.context(name, "rows")))
+            if any(not 0 <= source < len(inputs) for source, _ in found[name]):
+                raise MethodError(f"'{name}' added a row that was made from none of the {len(inputs)} training rows")
+            self._seen(name, bool(found[name]))
+        return found
+
     def stream(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The epoch's batches through every stream hook in order."""
         for name in self.owners("stream"):

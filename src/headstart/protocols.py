@@ -73,8 +73,11 @@ class Backbone(nn.Module, ABC):
         """Write what `rebuild` and the modality need beside the weights (config, tokenizer) into `folder`."""
 
     def forward(self, batch: Batch) -> Features:
-        """The same as `features`."""
-        return self.features(batch)
+        """The same as `features`, with hidden states mixed where `batch.mix` names a block."""
+        from headstart.model import mixed_states
+
+        with mixed_states(self.blocks, batch) if batch.mix is not None else nullcontext():
+            return self.features(batch)
 
 
 class Prepared(ABC):
@@ -280,6 +283,13 @@ class Method:
     def first_epoch(self) -> int:
         """The epoch, counted from 0, in which the method changes something at the earliest; idle until then is right."""
         return 0
+
+    def rows(self, inputs: Sequence[Any], ctx: Context) -> Sequence[tuple[int, Any]]:
+        """Further training rows, made once before training from the raw ones (texts; paths or bytes of pictures).
+
+        Each is (index of the row that it was made from, raw input) and takes that row's label, weight and origin.
+        """
+        return ()
 
     def stream(self, batches: Iterable[Batch], ctx: Context) -> Iterator[Batch]:
         """The batches of an epoch, ordered: replay, pairing, curricula."""
