@@ -41,6 +41,8 @@ class Hooks:
     validate: Callable[[nn.Module], float] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     unlabelled: Encoded | None = None
+    rows: Encoded | None = None
+    bundle: Callable[[str], Any] | None = None
     claims: dict[int, str] = field(default_factory=dict)
     effect: dict[str, bool] = field(default_factory=dict)
     """Whether a method was seen to change something; absent where its hooks leave no trace to look at."""
@@ -97,6 +99,9 @@ class Hooks:
             validate=self.validate,
             autocast=self.autocast,
             unlabelled=self.unlabelled,
+            rows=self.rows,
+            altered=bool(self.owners("transform")),
+            bundle=self.bundle,
         )
 
     def adapt(self, model: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from headstart.values import Batch, Features, Group, Progress, View
 
 if TYPE_CHECKING:
+    from headstart.bundle import Bundle
     from headstart.encoded import Encoded
 
 
@@ -217,6 +218,9 @@ class Context:
     loss or requires `run.start`.
     autocast: the precision of the run, for forward passes that a penalty makes itself.
     unlabelled: rows without labels that the run may learn from; None where there are none (require `run.unlabelled`).
+    rows: the rows that are trained on, which `Batch.row` counts; None while a run is only planned.
+    altered: whether some method of the run changes batches, so that they are not those rows as they were read.
+    bundle: loads a finished bundle from its folder, for methods that learn from another model.
     """
 
     task: Task
@@ -230,6 +234,9 @@ class Context:
     validate: Callable[[nn.Module], float] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     unlabelled: Encoded | None = None
+    rows: Encoded | None = None
+    altered: bool = False
+    bundle: Callable[[str], Bundle] | None = None
 
     def claim(self, module: nn.Module) -> None:
         """Reserve a module for this method's surgery. Raises MethodError when another method holds it."""
