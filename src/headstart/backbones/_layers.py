@@ -55,8 +55,11 @@ def cut_hf(network: Any, layers: int | Sequence[int], make: Callable[[Any], nn.M
         # What a config says of each block, such as the kind of its attention.
         if isinstance(value, list | tuple) and len(value) == total and name == "layer_types":
             setattr(network.config, name, [value[number] for number in kept])
+    if hasattr(network.config, "stage_names"):  # a config that can also describe a network of many outputs
+        network.config.stage_names = ["stem", *(f"stage{number + 1}" for number in range(len(kept)))]
+        network.config.set_output_features_output_indices(out_features=None, out_indices=None)
     with torch.device("meta"):
-        again = make(network.config)
+        again = make(type(network.config).from_dict(network.config.to_dict()))
     ours, theirs = ({k: v.shape for k, v in net.state_dict().items()} for net in (network, again))
     if ours != theirs:
         raise BackboneError(_refusal(ref, "has blocks that depend on their place"))

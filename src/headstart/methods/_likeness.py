@@ -37,7 +37,7 @@ def directions(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def attentions(student: Tensor, teacher: Tensor, mask: Tensor) -> Tensor:
-    """(N,): the divergence of attention maps (N,heads,T,T) from the teacher's, mean over heads and tokens that count."""
+    """(N,): the divergence of attention maps (N,heads,T,T), mean over heads and tokens that count (N,T)."""
     logs = teacher.clamp_min(SMALLEST).log() - student.clamp_min(SMALLEST).log()
     each = (teacher * logs).sum(-1).mean(1)
     return (each * mask).sum(1) / mask.sum(1).clamp_min(1)
