@@ -29,7 +29,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "layers": 3,
         "teacher": None,
         "methods": ["freeze:decay=0.9,tables=true", "ema:decay=0.995"],
-        "training": {"epochs": 10, "learning_rate": 5e-4, "batch_size": 64, "patience": None},
+        "training": {"epochs": 8, "learning_rate": 5e-4, "batch_size": 64, "patience": None},
         "plain": {"task": {"label_smoothing": 0.1}},
         "distil": {"options": "hidden=2,relations=1", "training": {"task_weight": 0.3}},
         "rows": 1000,

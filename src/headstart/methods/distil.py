@@ -16,9 +16,12 @@ from headstart.methods._checks import choice, number, refuse, whole
 from headstart.methods._example import example
 from headstart.methods._rows import weighted
 from headstart.methods._teacher import Answers, Teacher, label_order, pool
+from headstart.methods._told import SUFFIX, Told, write_outputs
 from headstart.methods._watch import attention, channels_last, states, tokens, watch
 from headstart.protocols import Context, Method
 from headstart.values import Batch, Features, View
+
+__all__ = ["Distil", "write_outputs"]
 
 PROJECTION = "distil"
 """Where the projections stand inside the head: there they learn in every run, whoever decides what else does."""
@@ -44,7 +47,8 @@ class Distil(Method):
 
     Requires: `teacher`, a bundle on the same modality; for `logits` of the same task, knowing every label (they are
     matched by name). Other tokenizers, picture sizes and widths are fine: the teacher then reads the rows itself. It
-    cannot where other methods change batches, nor for `of=tokens` and `attention`: there both must read alike.
+    cannot where other methods change batches, nor for `of=tokens` and `attention`: there both must read alike. A
+    file of outputs offers `logits` alone, for rows that no method changes; rows are found in it by their content.
 
     Shapes: outputs (N,K), pooled (N,D), hidden (N,D) or (N,T,D), maps (N,heads,T,T) -> a scalar each. The teacher is
     asked once for every row before training; again for every batch where batches are changed or tokens matched.
@@ -59,9 +63,10 @@ class Distil(Method):
     Defaults: logits alone, as in Hinton et al.; their T for soft answers of a 10-class network is from 2.5 to 4 for
     small students (section 3), and T = 2 is untuned. Angles weigh twice as much as distances, as in Park et al.
 
-    teacher: the folder of its bundle. logits, hidden, attention, relations: strength of each term, 0 for none.
-    temperature: T. of: what `hidden` compares, the mean over a row's tokens or places (pooled), or each of them
-    (tokens). unlabelled: rows without labels for each labelled one, where there are any; 0 leaves them out.
+    teacher: the folder of its bundle, or a file of its outputs by `write_outputs` of this module. logits, hidden,
+    attention, relations: strength of each term, 0 for none. temperature: T. of: what `hidden` compares, the mean over a
+    row's tokens or places (pooled), or each of them (tokens). unlabelled: rows without labels for each labelled one,
+    where there are any; 0 leaves them out.
     """
 
     teacher: str = ""
@@ -101,6 +106,10 @@ class Distil(Method):
         batches as they are prepared for the student and cannot; BundleError where there is no bundle.
         """
         student: Any = model.backbone
+        self.answers_: dict[str, Answers] = {}
+        self.stop_ = None
+        if self.teacher.endswith(SUFFIX):
+            return self._adapt_to_file(model, ctx)
         if ctx.bundle is None:
             raise MethodError("'distil' needs a run that can load its teacher: use it in headstart.fit")
         bundle = ctx.bundle(self.teacher)
@@ -110,7 +119,7 @@ class Distil(Method):
                 f"'distil': the teacher reads {theirs.modality} and the rows are {student.modality}; take another"
             )
         self.pairs_ = matched(len(student.blocks), len(theirs.blocks)) if self.hidden or self.attention else []
-        self.teacher_ = Teacher(
+        self.teacher_: Teacher | Told = Teacher(
             bundle,
             label_order(ctx.task, bundle.task) if self.logits else None,
             [there for _, there in self.pairs_],
@@ -124,12 +133,25 @@ class Distil(Method):
                 f"'distil': the teacher reads its rows in another way than the student (tokenizer, length or picture "
                 f"size), and {why}: take a teacher that reads alike, or leave that out"
             )
-        self.teacher_.model.to(next(model.parameters()).device)
-        self.answers_: dict[str, Answers] = {}
+        bundle.model.to(next(model.parameters()).device)
         self.record_ = self._record(bundle)
         self.stop_ = watch(student) if self.pairs_ else None
         if self.hidden:
-            self._add_projections(model, ctx)
+            self._add_projections(model, theirs, ctx)
+        return model
+
+    def _adapt_to_file(self, model: nn.Module, ctx: Context) -> nn.Module:
+        """Read a teacher's outputs, which are of whole rows and say nothing of what is inside."""
+        if self.hidden or self.attention or self.relations:
+            raise MethodError(f"'{self.teacher}' holds outputs alone: leave hidden, attention and relations out")
+        if ctx.altered:
+            raise MethodError(
+                f"'distil': '{self.teacher}' holds outputs for rows as they are, and another method changes the "
+                f"batches: leave that out, or give the teacher as a bundle"
+            )
+        self.teacher_ = Told(self.teacher, ctx.task)
+        self.pairs_, self.again_ = [], False
+        self.record_ = {"file": self.teacher, "sha256": self.teacher_.digest}
         return model
 
     def _record(self, bundle: Any) -> dict[str, Any]:
@@ -138,14 +160,12 @@ class Distil(Method):
         lineage = getattr(bundle, "record", {}).get("lineage")
         return known if lineage is None else {**known, "lineage": lineage}
 
-    def _add_projections(self, model: nn.Module, ctx: Context) -> None:
+    def _add_projections(self, model: nn.Module, theirs: Any, ctx: Context) -> None:
         whole: Any = model
         with torch.no_grad(), ctx.quiet(model):
-            mine, theirs = (
-                states(net(example(net))) for net in (whole.backbone, self.teacher_.backbone)
-            )  # fmt: skip
-        last = channels_last(whole.backbone), channels_last(self.teacher_.backbone)
-        wide = [(_width(mine[a], last[0]), _width(theirs[b], last[1])) for a, b in self.pairs_]
+            ours, others = (states(net(example(net))) for net in (whole.backbone, theirs))
+        last = channels_last(whole.backbone), channels_last(theirs)
+        wide = [(_width(ours[a], last[0]), _width(others[b], last[1])) for a, b in self.pairs_]
         made = {str(i): nn.Linear(a, b, bias=False) for i, (a, b) in enumerate(wide) if a != b}
         if made:
             whole.head.add_module(PROJECTION, nn.ModuleDict(made).to(next(model.parameters()).device))
@@ -176,7 +196,7 @@ class Distil(Method):
         rows = ctx.rows if kind == "rows" else ctx.unlabelled
         strange = bool((batch.row < 0).any())
         if self.again_ or rows is None or strange:
-            if not self.teacher_.reads_like(whole.backbone):
+            if isinstance(self.teacher_, Told) or not self.teacher_.reads_like(whole.backbone):
                 raise MethodError("'distil': the teacher cannot read these rows, which are not those of the run")
             return self.teacher_.ask(batch, ctx)
         if kind not in self.answers_:
