@@ -18,7 +18,7 @@ from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, SpecError
-from headstart.evidence import Evidence
+from headstart.evidence import Evidence, forget_peak_memory
 from headstart.loop import Listener
 from headstart.model import Model
 from headstart.planning import Plan
@@ -118,6 +118,7 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
     memory: `inputs`, `labels` (and `validation`, `test` pairs) when the rows are not in files.
     """
     started = time.monotonic()
+    forget_peak_memory()
     loaded = data.from_memory(spec=spec, **memory) if memory is not None else data.load(spec)
     modality: Modality = catalog.find("modalities", loaded.columns.modality)()
     labels = loaded.train.labels()

@@ -190,16 +190,19 @@ def compare(
     learning_rate: Rate = None,
     seed: Seed = None,
     against: Annotated[
-        list[str] | None, typer.Option(help="scratch, probe, finetune, or methods as a+b:k=v; repeat")
+        list[str] | None, typer.Option(help="scratch, probe, finetune, methods as a+b:k=v, or a spec's file; repeat")
     ] = None,
+    baseline: Annotated[str, typer.Option(help="the arm that the others are compared with")] = "recipe",
     labels: Annotated[str, typer.Option(help="label budgets: shares (10%) or rows a class (8), with commas")] = "100%",
     seeds: Annotated[int, typer.Option(help="fits per arm and budget")] = 1,
+    folds: Annotated[int | None, typer.Option(help="cross-validation instead of test rows")] = None,
     spec: SpecFile = None,
     set_: Sets = None,
     out: Annotated[Path, typer.Option(help="folder for compare.json and compare.html")] = Path("runs/compare"),
+    resume: Annotated[bool, typer.Option("--resume", help="fits that --out holds already are not repeated")] = False,
     as_json: Json = False,
 ) -> None:
-    """How much transfer helped: this spec against scratch, probe or other methods at several label budgets."""
+    """Which way of learning to use: methods or specs on the same rows, seeds and folds, at several label budgets."""
     from headstart import comparison
     from headstart.terminal import Terminal
 
@@ -214,7 +217,8 @@ def compare(
     )  # fmt: skip
     found = comparison.compare(
         train, against=against or ("scratch", "probe"), labels=[b for b in labels.split(",") if b], seeds=seeds,
-        spec=spec, methods=method, sets=set_ or (), out=out, listen=terminal, **asked,
+        baseline=baseline, folds=folds, resume=resume, spec=spec, methods=method, sets=set_ or (), out=out,
+        listen=terminal, **asked,
     )  # fmt: skip
     for line in comparison.lines(found):
         terminal.say(line)

@@ -39,6 +39,8 @@ class DataSpec(_Section):
     time: str | None = Field(None, description="rows are split in this column's order, the latest validate")
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.0, ge=0, lt=1, description="split off when no test file is given")
+    folds: int | None = Field(None, ge=2, description="parts of the training rows, for cross-validation")
+    fold: int | None = Field(None, ge=1, description="the part that is measured on, of `folds`")
     on_bad_row: Literal["error", "skip"] = "error"
     encoding: str = "utf-8"
     separator: str | None = Field(None, description="between the labels of one cell, for several labels a row")
