@@ -59,6 +59,7 @@ class Teacher:
     """A bundle's model in evaluation mode, without gradients.
 
     blocks: the numbers of its blocks that are matched. each_token: whether their outputs are kept for each token.
+    with_maps, with_pooled: whether attention maps and pooled features are asked for; what is not takes no memory.
     """
 
     bundle: Any
@@ -66,6 +67,7 @@ class Teacher:
     blocks: Sequence[int] = ()
     each_token: bool = False
     with_maps: bool = False
+    with_pooled: bool = True
 
     def __post_init__(self) -> None:
         self.model: nn.Module = self.bundle.model
@@ -99,7 +101,8 @@ class Teacher:
                 hidden.append(values if self.each_token else pool(values, mask))
             every = attention(self.backbone, batch) if self.with_maps else []
             maps = [every[number] for number in self.blocks] if self.with_maps else []
-        return Answers(said, features.pooled.float(), hidden, maps)
+        pooled = features.pooled.float() if self.with_pooled else features.pooled[:, :0].float()
+        return Answers(said, pooled, hidden, maps)
 
     def _said(self, outputs: Tensor) -> Tensor:
         task: Task = self.bundle.task

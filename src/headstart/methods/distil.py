@@ -51,7 +51,8 @@ class Distil(Method):
     file of outputs offers `logits` alone, for rows that no method changes; rows are found in it by their content.
 
     Shapes: outputs (N,K), pooled (N,D), hidden (N,D) or (N,T,D), maps (N,heads,T,T) -> a scalar each. The teacher is
-    asked once for every row before training; again for every batch where batches are changed or tokens matched.
+    asked once for every row before training, which keeps 4 bytes a number of outputs, of pooled features (`relations`)
+    and of matched blocks; again for every batch where batches are changed or tokens matched.
 
     Neighbours: `backbone.layers` makes the student from a pretrained network; `prune` makes one by cutting and
     combines with this. `lwf` holds features to the run's own start. The teacher sees mixed and augmented rows as the
@@ -125,6 +126,7 @@ class Distil(Method):
             [there for _, there in self.pairs_],
             self.of == "tokens",
             bool(self.attention),
+            bool(self.relations),
         )
         self.again_ = ctx.altered or self._each_batch
         if self.again_ and not self.teacher_.reads_like(student):
