@@ -42,6 +42,8 @@ class Hooks:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     batches: Callable[[], Iterator[Batch]] | None = None
     unlabelled: Encoded | None = None
+    train_rows: Encoded | None = None
+    bundle: Callable[[str], Any] | None = None
     claims: dict[int, str] = field(default_factory=dict)
     effect: dict[str, bool] = field(default_factory=dict)
     """Whether a method was seen to change something; absent where its hooks leave no trace to look at."""
@@ -98,6 +100,9 @@ class Hooks:
             autocast=self.autocast,
             batches=self.batches,
             unlabelled=self.unlabelled,
+            train_rows=self.train_rows,
+            altered=bool(self.owners("transform")),
+            bundle=self.bundle,
         )
 
     def adapt(self, model: nn.Module) -> nn.Module:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from headstart.values import Batch, Features, Group, Progress, View
 
 if TYPE_CHECKING:
+    from headstart.bundle import Bundle
     from headstart.encoded import Encoded
 
 
@@ -222,6 +223,9 @@ class Context:
     batches: the training batches of this epoch, before any `stream` or `transform`, for a method that must look at them
     first; None where there is no run, as when a plan is made.
     unlabelled: rows without labels that the run may learn from; None where there are none (require `run.unlabelled`).
+    train_rows: the rows that are trained on, which `Batch.row` counts; None while a run is only planned.
+    altered: whether some method of the run changes batches, so that they are not those rows as they were read.
+    bundle: loads a finished bundle from its folder, for methods that learn from another model.
     """
 
     task: Task
@@ -236,6 +240,9 @@ class Context:
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
     batches: Callable[[], Iterator[Batch]] | None = None
     unlabelled: Encoded | None = None
+    train_rows: Encoded | None = None
+    altered: bool = False
+    bundle: Callable[[str], Bundle] | None = None
 
     def claim(self, module: nn.Module) -> None:
         """Reserve a module for this method's surgery. Raises MethodError when another method holds it."""

@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -83,6 +83,9 @@ class BackboneSpec(_Section):
     )
     max_length: int | None = Field(None, ge=4, description="tokens kept of a text")
     image_size: int | None = Field(None, ge=16, description="height and width in pixels")
+    layers: Annotated[int, Field(ge=1)] | tuple[int, ...] | None = Field(
+        None, description="keep this many blocks, evenly spaced, or those of a list such as [0, 2, 5]"
+    )
     pretrained: bool = Field(True, description="false starts from random weights: what `compare` calls scratch")
     allow_pickle: bool = Field(False, description="read weights that are not safetensors")
     trust_remote_code: bool = False

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart import catalog, inference, label_errors, planning, probe, tasks
+from headstart import bundle, catalog, inference, label_errors, planning, probe, tasks
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError, did_you_mean
 from headstart.evaluation.calibration import fit_temperature
@@ -109,7 +109,9 @@ class Stages:
         """Methods and their legality, before anything is spent."""
         methods = make_methods(stage.methods)
         seed = seed_of(self.spec.training.seed, stage.name)
-        hooks = Hooks(methods, self.stage_task(stage), self.modality, seed, unlabelled=self.unlabelled)
+        hooks = Hooks(
+            methods, self.stage_task(stage), self.modality, seed, unlabelled=self.unlabelled, bundle=bundle.load
+        )
         training = self.training(stage)
         if training.optimizer == "lbfgs" and (
             len(methods) != 1 or getattr(methods.get("freeze"), "probe", False) is not True
