@@ -39,11 +39,11 @@ def test_pairs_are_named_by_what_happens(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_benchmark_rows_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {
-        "set": "banking77", "labels": "10 a class", "metric": "accuracy", "value": 86.54, "plain": 85.0,
+        "arm": "lora:r=8", "set": "banking77", "labels": "10 a class", "metric": "accuracy", "value": 86.54, "plain": 85.0,
         "against": "plain", "difference": 1.54, "sd": 0.31, "seeds": 3, "script": "benchmarks/methods/x.py",
     }  # fmt: skip
     wanted = (
-        "banking77, 10 a class: accuracy 86.5 against 85.0 with plain, difference +1.5 ± 0.3 over 3 seeds "
+        "lora:r=8 on banking77, 10 a class: accuracy 86.5 against 85.0 with plain, difference +1.5 ± 0.3 over 3 seeds "
         "[benchmarks/methods/x.py]"
     )
     assert benchmark_line(row) == wanted

@@ -1,4 +1,4 @@
-"""What each method brings over plain fine-tuning, theme by theme: `headstart compare` on real sets, paired by row and seed.
+"""What each method brings over plain fine-tuning, by theme: `headstart compare` on real sets, paired by row and seed.
 
     python benchmarks/methods/themes.py who stay regularise --seeds 3 --work /tmp/themes
 
@@ -32,7 +32,7 @@ ARMS = {
     "regularise": ("rdrop", "dropout", "depth", "sam", "ema", "swa", "soup"),
 }  # fmt: skip
 NOT_FOR = {"text": {"stochnorm"}, "image": {"prompt", "prompt:deep=true", "rdrop"}}
-"""Methods that do not apply to these backbones: MiniLM has no BatchNorm, EfficientNet-lite0 no tokens and no dropout."""
+"""Methods that do not apply here: MiniLM has no BatchNorm, EfficientNet-lite0 neither tokens nor dropout."""
 
 SETS = {
     ("tweeteval_emotion", 8): {"training__epochs": 15},
