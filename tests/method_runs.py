@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "pgd": {"steps": 2},
     "ema": {"decay": 0.5},
     "swa": {"start": 0.3},
+    "backtranslate": {"there": "some/pair", "back": "pair/some"},
+    "distil": {"teacher": "tiny", "hidden": 1.0, "relations": 1.0},
 }
 """Options with which a method shows its work in a run of a few steps; the others have working defaults."""
 
@@ -140,6 +143,18 @@ MODELS = {"prompt": make_attentive, "prune": make_prunable, "ia3": make_prunable
 """What runs with a method need in place of the plain tiny model; the first of them that a run holds decides."""
 
 
+@dataclass
+class TinyBundle:
+    """What a method sees of another finished model: here the tiny one with other weights."""
+
+    kind: str
+
+    def __post_init__(self) -> None:
+        self.model = make_model(self.kind, seed=1)
+        self.task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
+        self.modality = TextModality() if self.kind == "text" else ImageModality()
+
+
 def make_method(name: str) -> Method:
     method: Method = entries("methods")[name].load()(**OPTIONS.get(name, {}))
     return method
@@ -159,7 +174,8 @@ def make_loop(
     modality = TextModality() if kind == "text" else ImageModality()
     task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
     training = TrainingSpec(batch_size=8, learning_rate=5e-3, patience=None, checkpoint_every=1e-9)
-    hooks = Hooks(methods or {name: make_method(name) for name in names}, task, modality, seed=0)
+    methods = methods or {name: make_method(name) for name in names}
+    hooks = Hooks(methods, task, modality, seed=0, bundle=lambda folder: TinyBundle(kind))
     return Loop(
         make(kind), hooks, make_rows(kind), make_rows(kind, 1), training, epochs, 5e-3, torch.device("cpu"),
         checkpoint=checkpoint, identity="contract",
