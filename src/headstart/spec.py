@@ -14,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -47,15 +47,28 @@ class DataSpec(_Section):
     separator: str | None = Field(None, description="between the labels of one cell, for several labels a row")
     per_class: int | None = Field(None, ge=1, description="keep this many training rows of each class")
     fraction: float | None = Field(None, gt=0, le=1, description="keep this share of the training rows, by class")
+    check_labels: bool = Field(False, description="list training rows whose label looks wrong, in the report")
 
 
 class TaskSpec(_Section):
     """What is to be learned."""
 
     name: str | None = Field(None, description="classification, multilabel or regression; inferred when left out")
-    class_weights: Literal["none", "balanced"] = "none"
+    class_weights: Literal["none", "balanced", "effective"] = Field(
+        "none", description="rare classes weigh more: by their rows, or by their effective number (Cui et al. 2019)"
+    )
+    effective_beta: float = Field(0.999, ge=0, lt=1, description="how far class_weights=effective goes; 0 not at all")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     focal_gamma: float = Field(0.0, ge=0, description="focal loss (Lin et al. 2017); 0 is cross-entropy")
+    logit_adjustment: float = Field(
+        0.0, ge=0, description="tau of the logit-adjusted loss (Menon et al. 2021) for rare classes; 0 is off, 1 usual"
+    )
+    gce_q: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="q of generalised cross-entropy (Zhang and Sabuncu 2018) for wrong labels; 0 is off",
+    )
 
 
 class BackboneSpec(_Section):
@@ -70,6 +83,9 @@ class BackboneSpec(_Section):
     )
     max_length: int | None = Field(None, ge=4, description="tokens kept of a text")
     image_size: int | None = Field(None, ge=16, description="height and width in pixels")
+    layers: Annotated[int, Field(ge=1)] | tuple[int, ...] | None = Field(
+        None, description="keep this many blocks, evenly spaced, or those of a list such as [0, 2, 5]"
+    )
     pretrained: bool = Field(True, description="false starts from random weights: what `compare` calls scratch")
     allow_pickle: bool = Field(False, description="read weights that are not safetensors")
     trust_remote_code: bool = False
@@ -111,6 +127,7 @@ class TrainingSpec(_Section):
     schedule: Literal["cosine", "linear", "constant", "one_cycle"] = "cosine"
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.01, ge=0)
+    decay_norms: bool = Field(False, description="whether weight decay holds for biases and norms too")
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
     precision: Literal["auto", "fp32", "bf16"] = "auto"

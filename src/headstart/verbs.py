@@ -8,9 +8,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from headstart import data, inference, robustness
+from headstart import data, robustness
 from headstart.adapt import make_spec, prepare
 from headstart.bundle import Bundle, load
 from headstart.encoded import Encoded
@@ -26,10 +25,11 @@ def plan(train: Any = None, **asked: Any) -> Plan:
     return prepare(make_spec(train, **asked)).plan()
 
 
-def predict(bundle: Bundle | str | Path, path: str | Path, out: str | Path) -> int:
+def predict(bundle: Bundle | str | Path, path: str | Path, out: str | Path, *, tta: int = 1, seed: int = 0) -> int:
     """Answer every row of a file: its columns, `prediction` and the score columns go to `out`; returns the row count.
 
-    `out` ends in .csv, .tsv, .jsonl or .parquet and is written whole or not at all. Raises DataError for a missing
+    `out` ends in .csv, .tsv, .jsonl or .parquet and is written whole or not at all. tta: views of each row that are
+    averaged, drawn from `seed`. Raises DataError for a missing
     column or a row that cannot be read.
     """
     model = bundle if isinstance(bundle, Bundle) else load(bundle, report=False)
@@ -39,14 +39,15 @@ def predict(bundle: Bundle | str | Path, path: str | Path, out: str | Path) -> i
     clash = [name for name in rows.table.column_names if name == "prediction"]
     if clash:
         raise DataError(f"'{path}' already has a column 'prediction'; rename it, so that nothing is lost")
-    return data.write_table(_answers(model, rows), out)
+    return data.write_table(_answers(model, rows, tta, seed), out)
 
 
-def _answers(model: Bundle, rows: data.Part) -> Iterator[pa.Table]:
+def _answers(model: Bundle, rows: data.Part, tta: int, seed: int) -> Iterator[pa.Table]:
     inputs = rows.inputs()
     for start in range(0, max(1, len(rows)), CHUNK):
         part = rows.table.slice(start, CHUNK)
-        decoded = model.decode([inputs[i] for i in range(start, min(len(rows), start + CHUNK))])
+        piece = [inputs[i] for i in range(start, min(len(rows), start + CHUNK))]
+        decoded = model.decode(piece, tta=tta, seed=seed)
         part = part.append_column("prediction", pa.array(decoded.prediction))
         for name, values in decoded.scores.items():
             part = part.append_column(name, pa.array(np.asarray(values)))
@@ -71,13 +72,15 @@ def evaluate(
     robust: bool = False,
     robust_rows: int = 300,
     radii: Sequence[float] | None = None,
+    tta: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a bundle on labelled rows: metrics with intervals, per class, calibration, slices, worst mistakes.
 
     slices: columns of the file; every value of each is measured by itself. robust: attacked and spoiled rows too, at
-    most `robust_rows` of them, attacked within `radii` (`robustness.measure`). Raises DataError for a missing column or
-    for labels that the model does not know.
+    most `robust_rows` of them, attacked within `radii` (`robustness.measure`). tta: views of each row that are
+    averaged. seed: of the views, the attacks and the intervals. Raises DataError for a missing column or for labels
+    that the model does not know.
     """
     from headstart.evaluation import measure_split
 
@@ -97,15 +100,13 @@ def evaluate(
     if len(rows) == 0:
         raise BadInput(f"'{path}' has no rows to evaluate on")
     inputs = rows.inputs()
-    encoded = Encoded.of(model.modality, model.model.backbone, inputs, model.task, rows.labels())
-    assert encoded.targets is not None
-    targets = encoded.targets
-    outputs = inference.outputs(model.model, encoded)
-    scores = model.task.scores(torch.from_numpy(outputs), model.temperature).numpy()
+    targets = model.task.encode(rows.labels())
+    scores = model.scores([inputs[i] for i in range(len(rows))], tta=tta, seed=seed)
     measured = measure_split(
         model.task, scores, targets.numpy(), inputs=inputs, row_ids=rows.source_rows.tolist(), slices=values, seed=seed
     )
     if robust:
+        encoded = Encoded.of(model.modality, model.model.backbone, inputs, model.task, rows.labels())
         measured["robustness"] = robustness.measure(
             model.model, model.task, model.modality, encoded, inputs=inputs, radii=radii, most=robust_rows,
             temperature=model.temperature, seed=seed,

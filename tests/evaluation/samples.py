@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from headstart import tasks
 from headstart.evaluation import Report, measure_split
+from headstart.evaluation.measure import thumbnail
 from headstart.protocols import Task
 
 INTENTS = (
@@ -133,6 +134,14 @@ FINDINGS = [
     },
 ]  # fmt: skip
 
+DOUBTS = [
+    {
+        "row": 17, "text": "my card is stuck in the machine at the station", "given": "verify_identity",
+        "suggested": "card_blocked", "probability": 0.93, "quality": 0.004,
+    },
+    {"row": 230, "given": "top_up_failed", "suggested": "card_arrival", "probability": 0.61, "quality": 0.11},
+]  # fmt: skip
+
 TRANSFER = [
     {"against": "scratch", "budget": "100%", "value": 0.214, "low": 0.176, "high": 0.251, "p": 0.002},
     {"against": "probe", "budget": "100%", "value": 0.023, "low": -0.004, "high": 0.049, "p": 0.11},
@@ -165,6 +174,7 @@ def text_report(labels: tuple[str, ...] = INTENTS, phrases: tuple[str, ...] = PH
             "robustness": ROBUSTNESS,
             "stages": _stages("accuracy", 0.915),
             "transfer": TRANSFER,
+            "label_errors": DOUBTS,
             "findings": FINDINGS,
             "spec": {"data": {"train": "data/tickets/train.csv", "text": "text"}, "training": {"seed": 0}},
             "notes": ["early stopping looked at accuracy on 200 validation rows"],
@@ -186,6 +196,17 @@ def image_report() -> Report:
             "metrics": {"validation": measured.pop("metrics")},
             "splits": {"validation": measured},
             "stages": _stages("accuracy", 0.84),
+            "label_errors": [
+                {
+                    "row": 4,
+                    "image": "flowers/rose/4.png",
+                    "thumbnail": thumbnail(picture(4, rng)),
+                    "given": "rose",
+                    "suggested": "tulip",
+                    "probability": 0.88,
+                    "quality": 0.02,
+                }
+            ],
             "spec": {"data": {"train": "flowers/"}},
         }
     )

@@ -91,6 +91,7 @@ def _sections(record: Mapping[str, Any], main: Mapping[str, Any] | None) -> list
         ("robustness", "Robustness", record["robustness"]),
         ("slices", "Slices", has.get("slices")),
         ("mistakes", "Mistakes", has.get("mistakes")),
+        ("doubts", "Doubtful labels", record["label_errors"]),
         ("data", "Data", True),
         ("cost", "Cost", True),
         ("repeat", "Repeat", True),

@@ -32,7 +32,9 @@ KEYS: dict[str, str] = {
     "plan": "what was planned, with estimated_seconds and actual_seconds",
     "stages": "one record a stage: name, score, seconds, rows_trained, trainable, stopped, history, notes, details, "
     "kept",
-    "transfer": "one record a comparison: against, budget, value, low, high, p",
+    "transfer": "one record a comparison: against, budget, metric, value, low, high, p",
+    "label_errors": "with data.check_labels, training rows whose label looks wrong: row, given, suggested, probability, "
+    "quality, the first with their text or picture",
     "findings": "one record a finding in the data: level, code, message, rows",
     "calibration": "temperature, what outputs are divided by before probabilities are made",
     "backbone": "ref, source, digest",
@@ -56,6 +58,7 @@ _NEUTRAL: dict[str, Any] = {
     "plan": {"estimated_seconds": None, "actual_seconds": None},
     "stages": [],
     "transfer": [],
+    "label_errors": [],
     "findings": [],
     "calibration": {"temperature": 1.0},
     "backbone": {"ref": None, "source": {}, "digest": None},
@@ -198,6 +201,10 @@ def summary(record: Mapping[str, Any]) -> list[str]:
         + (f" in the kept stage '{kept}'" if kept else "")
         + f"; {duration(cost['seconds'])}, peak {memory(cost['peak_memory_bytes'])}"
     )
+    if record["label_errors"]:
+        lines.append(
+            f"{amount(len(record['label_errors']))} training rows have labels that look wrong: see report.html"
+        )
     serious = [f["message"] for f in record["findings"] if f["level"] != "note"]
     return [*lines, *(f"finding: {message}" for message in serious[:5])]
 
