@@ -23,7 +23,7 @@ EPOCHS = (5, 50)
 
 HOOKS = ("adapt", "groups", "stream", "transform", "penalty", "prior", "backward", "gradients", "after_step", "finish")
 
-LEARNING_RATE = {"text": 1e-4, "image": 3e-4}
+LEARNING_RATE = {"text": 1e-4, "image": 3e-4, "audio": 1e-4}
 """For the whole backbone, by modality: starting points that were not tuned."""
 
 
