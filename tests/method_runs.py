@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))
 
-from method_helpers import CLASSES, CLS, PAD, SEP, VOCABULARY, WIDTH, make_model
+from method_helpers import CLASSES, CLS, PAD, RATE, SEP, VOCABULARY, WIDTH, make_model
 
 from headstart.catalog import entries
 from headstart.encoded import Encoded
 from headstart.hooks import Hooks
 from headstart.loop import Listener, Loop, Trained
+from headstart.modalities.audio import AudioModality
 from headstart.modalities.image import ImageModality
 from headstart.modalities.text import TextModality
 from headstart.model import Model
@@ -56,7 +57,7 @@ class Tensors(Prepared):
 
 
 def make_rows(kind: str, seed: int = 0) -> Encoded:
-    """24 rows of three classes that show in their tokens or colours."""
+    """24 rows of three classes that show in their tokens, colours or tones."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(ROWS) % CLASSES
     if kind == "text":
@@ -66,6 +67,12 @@ def make_rows(kind: str, seed: int = 0) -> Encoded:
         edge = torch.ones(ROWS, 1, dtype=torch.int64)
         ids = torch.cat([CLS * edge, words, SEP * edge, PAD * edge], 1)
         inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+    elif kind == "audio":
+        lengths = 120 + 20 * torch.randint(0, 5, (ROWS,), generator=generator)
+        time = torch.arange(200) / RATE
+        tones = 0.1 * torch.sin(2 * torch.pi * (50 + 100 * labels[:, None]) * time)
+        wave = tones + 0.05 * torch.randn(ROWS, 200, generator=generator)
+        inputs = {"wave": wave * (torch.arange(200) < lengths[:, None]), "lengths": lengths}
     else:
         pixels = torch.rand(ROWS, 3, 8, 8, generator=generator) * 0.5
         pixels[torch.arange(ROWS), labels] += 0.4
@@ -94,7 +101,7 @@ def make_prunable(kind: str) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         blocks: list[nn.Module]
-        if kind == "text":
+        if kind != "image":
             blocks = [TupleBlock() for _ in range(3)]
         else:
             sizes = ((8, 8), (8, 12), (12, WIDTH))
@@ -123,7 +130,7 @@ def make_loop(
 ) -> Loop:
     """A loop with these methods in this order, over the model that they, or the method `like`, need."""
     make = next((MODELS[name] for name in (*names, like) if name in MODELS), make_model)
-    modality = TextModality() if kind == "text" else ImageModality()
+    modality = {"text": TextModality, "image": ImageModality, "audio": AudioModality}[kind]()
     task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
     training = TrainingSpec(batch_size=8, learning_rate=5e-3, patience=None, checkpoint_every=1e-9)
     hooks = Hooks(methods or {name: make_method(name) for name in names}, task, modality, seed=0)

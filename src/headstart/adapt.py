@@ -177,9 +177,9 @@ def fit(
 ) -> Bundle:
     """Labelled rows and a pretrained backbone in, a proven bundle out.
 
-    train: a file or folder, or the inputs themselves (texts; paths, PIL pictures, arrays or sounds) with `labels` beside them;
-    validation and test likewise (in memory: a pair of inputs and labels). With no `methods` the default recipe runs.
-    With `out` the bundle is saved there, and a run that was cut off goes on with `resume=True`.
+    train: a file or folder, or the inputs themselves (texts; paths, PIL pictures, arrays or sounds) with `labels`
+    beside them; validation and test likewise (in memory: a pair of inputs and labels). With no `methods` the default
+    recipe runs. With `out` the bundle is saved there, and a run that was cut off goes on with `resume=True`.
 
     Raises BadInput (SpecError, DataError, BackboneError, MethodError, BundleError) before training, Interrupted on
     SIGINT with the state saved.

@@ -47,7 +47,7 @@ EVIDENCE = ("report.json", "report.html", "README.md")
 class Bundle:
     """A finished model with its evidence.
 
-    record: what `bundle.json` holds beside the hashes. probe_inputs: texts, or bytes of PNG or WAV. files: extra files by path.
+    record: what `bundle.json` holds beside the hashes. probe_inputs: texts, or bytes of PNG or WAV. files: more files.
     """
 
     model: Model
@@ -72,7 +72,7 @@ class Bundle:
         return float(self.record.get("temperature", 1.0))
 
     def outputs(self, inputs: Sequence[Any]) -> np.ndarray:
-        """Raw outputs, (rows,K) float32, of raw inputs (texts; paths or bytes of pictures and sounds, PIL pictures, arrays)."""
+        """Raw outputs, (rows,K) float32, of raw inputs (texts; paths, bytes or arrays of pictures and sounds)."""
         if len(inputs) == 0:
             return np.zeros((0, self.task.outputs), dtype=np.float32)
         return inference.outputs(self.model, Encoded.of(self.modality, self.model.backbone, inputs))

@@ -96,9 +96,9 @@ def fit(
         asked = _asked(
             {
                 "data__validation": validation, "data__test": test, "data__text": text, "data__image": image,
-                "data__audio": audio, "label": label, "task__name": task, "backbone__ref": backbone, "training__epochs": epochs,
-                "training__batch_size": batch_size, "training__learning_rate": learning_rate,
-                "training__time_limit": time_limit, "training__seed": seed,
+                "data__audio": audio, "label": label, "task__name": task, "backbone__ref": backbone,
+                "training__epochs": epochs, "training__batch_size": batch_size,
+                "training__learning_rate": learning_rate, "training__time_limit": time_limit, "training__seed": seed,
             }
         )  # fmt: skip
         made = adapt.prepare(adapt.make_spec(train, spec=spec, methods=method, sets=sets, **asked)).plan()
@@ -110,9 +110,9 @@ def fit(
     try:
         model = adapt.fit(
             train, validation=validation, test=test, task=task, text=text, image=image, audio=audio,
-            label=single, backbone=backbone, methods=method, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-            time_limit=time_limit, seed=seed, out=folder, spec=spec, sets=sets, resume=resume, overwrite=overwrite,
-            track=track, listen=terminal,
+            label=single, backbone=backbone, methods=method, epochs=epochs, batch_size=batch_size,
+            learning_rate=learning_rate, time_limit=time_limit, seed=seed, out=folder, spec=spec, sets=sets,
+            resume=resume, overwrite=overwrite, track=track, listen=terminal,
         )  # fmt: skip
     finally:
         terminal.close()
@@ -208,8 +208,9 @@ def compare(
     asked = _asked(
         {
             "data__validation": validation, "data__test": test, "data__text": text, "data__image": image,
-            "data__audio": audio, "label": label, "task__name": task, "backbone__ref": backbone, "training__epochs": epochs,
-            "training__batch_size": batch_size, "training__learning_rate": learning_rate, "training__seed": seed,
+            "data__audio": audio, "label": label, "task__name": task, "backbone__ref": backbone,
+            "training__epochs": epochs, "training__batch_size": batch_size,
+            "training__learning_rate": learning_rate, "training__seed": seed,
         }
     )  # fmt: skip
     found = comparison.compare(

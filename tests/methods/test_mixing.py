@@ -134,6 +134,6 @@ def test_both_compose_in_order() -> None:
 
 def test_what_they_require() -> None:
     assert set(Mixup().requires()) == {"task.mix"}
-    assert set(CutMix().requires()) == {"task.mix", "modality.continuous"}
+    assert set(CutMix().requires()) == {"task.mix", "modality.image"}
     with pytest.raises(MethodError, match="pictures"):
         CutMix().transform(make_batch(), make_context())

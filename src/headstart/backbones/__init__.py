@@ -26,10 +26,11 @@ __all__ = ["DEFAULTS", "SOURCES", "known", "load", "rebuild"]
 
 
 def load(spec: BackboneSpec, modality: str, *, seed: int = 0) -> Backbone:
-    """The network that a spec names, for rows of a modality ('text', 'image' or 'audio'), with its weights, in evaluation mode.
+    """The network that a spec names, for rows of a modality ('text', 'image' or 'audio'), with its weights.
 
-    Without `spec.ref` it is the modality's default, from the `starter` extra. With `spec.pretrained = False` it is the
-    same architecture with random weights drawn from `seed`. The global random state is left as it was.
+    It is in evaluation mode. Without `spec.ref` it is the modality's default, from the `starter` extra.
+    With `spec.pretrained = False` it is the same architecture with random weights drawn from `seed`. The global random
+    state is left as it was.
 
     Where the hub cannot be reached, an installed package of the same weights stands in, and `source` says so.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
@@ -195,7 +196,10 @@ class WaveBackbone(AudioBackbone):
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden
         # The encoder writes into what it is given.
         mask = None if bool(own.all()) else own
-        tokens: Tensor = network.encoder(hidden.clone(), attention_mask=mask).last_hidden_state
+        with warnings.catch_warnings():
+            # WavLM gives torch a mask of true and false beside a bias of numbers.
+            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask")
+            tokens: Tensor = network.encoder(hidden.clone(), attention_mask=mask).last_hidden_state
         return tokens, own
 
     def _heard(self, wave: Tensor, lengths: Tensor, size: int) -> Tensor:

@@ -38,7 +38,7 @@ FEW_NUMBERS = 20
 class Columns:
     """What the columns mean.
 
-    modality: 'text', 'image' or 'audio'. input: the input's column. labels: the label columns (one, or several targets).
+    modality: 'text', 'image' or 'audio'. input: the input's column. labels: the label columns (one, or several).
     task: 'classification', 'multilabel' or 'regression'. said: one sentence for each thing that was inferred.
     separator: the mark between several labels of one cell.
     """
@@ -132,8 +132,9 @@ def _longest(table: Table, seen: Mapping[str, Facts], said: list[str]) -> str:
         return named[0]
     words.sort(key=lambda fact: -fact.mean_length)
     if not words:
+        have = ", ".join(table.table.column_names)
         raise DataError(
-            f"'{table.source}' has no column of texts, pictures or sounds (columns: {', '.join(table.table.column_names)}): "
+            f"'{table.source}' has no column of texts, pictures or sounds (columns: {have}): "
             f"name it with --text COLUMN, --image COLUMN or --audio COLUMN"
         )
     if len(words) > 1 and (words[0].mean_length < 2 * words[1].mean_length or words[0].mean_length < 10):

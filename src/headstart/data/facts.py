@@ -19,7 +19,7 @@ SEPARATORS = ("|", ";", ",")
 
 @dataclass(frozen=True)
 class Facts:
-    """One column. kind: text, number, bool, list, image, audio or other. Shares and means are over cells that hold something.
+    """One column. kind: text, number, bool, list, image, audio or other. Shares and means are over filled cells.
 
     distinct: different values in the sample. filled: cells of the sample that hold something. mean_length: characters.
     numeric: whether every cell is a number. whole: whether every number is an integer. lists_numbers: a list column's

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headstart.data.columns import Columns
 from headstart.data import images, sounds
+from headstart.data.columns import Columns
 from headstart.data.facts import sounds as is_sound
 from headstart.data.folders import PICTURES
 from headstart.data.fresh import labelled, unlabelled
@@ -39,8 +39,9 @@ def from_memory(
     """Check and divide rows in memory, as `load` does for files.
 
     inputs: texts, paths of pictures or sounds, PIL images, uint8 arrays (rows,H,W), (rows,H,W,C), or mappings of
-    `array` and `sampling_rate`; labels: one per row (str, number, list of str, list of floats; an array (rows,K) of 0 and 1 is several labels). Or inputs may be a whole
-    table (dict of lists, Arrow table, data frame), whose columns are then inferred or named in the spec.
+    `array` and `sampling_rate`; labels: one per row (str, number, list of str, list of floats;
+    an array (rows,K) of 0 and 1 is several labels). Or inputs may be a whole table (dict of lists, Arrow
+    table, data frame), whose columns are then inferred or named in the spec.
     Raises DataError as `load` does.
     """
     spec = spec or Spec.make()

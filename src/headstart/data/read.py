@@ -27,8 +27,8 @@ class Table:
     """Rows as they stand in a file.
 
     table: memory-mapped. source: the path as it was given. format: csv, tsv, jsonl, parquet, arrow, saved, images,
-    sounds, memory. base: relative paths of files start here. splits: train / validation / test of a folder that has them
-    (then `table` is the training one). said: sentences about how the file was read. ragged: numbers of the rows
+    sounds, memory. base: relative paths of files start here. splits: train / validation / test of a folder that has
+    them (then `table` is the training one). said: sentences about how the file was read. ragged: numbers of the rows
     (from 1) that had too many or too few cells and were left out; `table` does not hold them.
     """
 

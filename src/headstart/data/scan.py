@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headstart.data.columns import Columns
 from headstart.data import images, sounds
+from headstart.data.columns import Columns
 from headstart.data.facts import file_value, text_of
 from headstart.data.labels import Bad, Decoder
 from headstart.data.read import Table

@@ -24,6 +24,12 @@ Miyato et al. use 5 on embeddings scaled to unit variance; the tables of BERT-li
 PICTURE_RADIUS = 0.5 / math.sqrt(3 * 32 * 32)
 """Root mean square change of a pixel value: the l2 radius of 0.5 that is customary for CIFAR pictures (3,32,32)."""
 
+AUDIO_RADIUS = 1e-3
+"""Root mean square change of a sample: 34 dB below speech of a usual level (0.05). Not tuned."""
+
+AUDIO_BOUND = 2e-3
+"""Largest change of one sample, of full scale 1. Not tuned."""
+
 PIXEL_BOUND = 8 / 255
 """Largest change of one pixel value: Madry et al. 2018, section 5, on CIFAR."""
 
@@ -47,13 +53,14 @@ def radius(asked: float | None, change: Tensor, ctx: Context, norm: str) -> floa
     if asked is not None:
         return asked
     values = change[0].numel()
-    if ctx.modality.continuous:
-        return PICTURE_RADIUS * math.sqrt(values) if norm == "l2" else PIXEL_BOUND
-    return TEXT_RADIUS
+    if not ctx.modality.continuous:
+        return TEXT_RADIUS
+    mean, bound = (AUDIO_RADIUS, AUDIO_BOUND) if ctx.modality.name == "audio" else (PICTURE_RADIUS, PIXEL_BOUND)
+    return mean * math.sqrt(values) if norm == "l2" else bound
 
 
 def within(change: Tensor, batch: Batch) -> Tensor:
-    """The change cut so that changed pixels stay in [0, 1]; token embeddings have no bounds."""
+    """The change cut so that changed pixels stay in [0, 1]; embeddings and waves have no bounds."""
     if "pixels" not in batch.inputs:
         return change
     pixels = batch.inputs["pixels"]
