@@ -141,9 +141,12 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
         return None if part is None else Encoded.of(modality, backbone, part.inputs(), task, part.labels())
 
     train_rows = Encoded.of(modality, backbone, loaded.train.inputs(), task, labels)
+    free = loaded.unlabelled
+    unlabelled = None if free is None else Encoded.of(modality, backbone, free.inputs())
     stages = Stages(
-        written, task, modality, model, train_rows, encode(loaded.validation), labels, device, listen=listen
-    )
+        written, task, modality, model, train_rows, encode(loaded.validation), labels, device, listen=listen,
+        unlabelled=unlabelled,
+    )  # fmt: skip
     for stage in written.stages:
         stages.check(stage)
     return Run(written, loaded, task, modality, model, stages, encode(loaded.test), started)
@@ -155,6 +158,7 @@ def fit(
     *,
     validation: Any = None,
     test: Any = None,
+    unlabelled: Any = None,
     task: str | None = None,
     text: str | None = None,
     image: str | None = None,
@@ -178,8 +182,9 @@ def fit(
     """Labelled rows and a pretrained backbone in, a proven bundle out.
 
     train: a file or folder, or the inputs themselves (texts; paths, PIL pictures, arrays or sounds) with `labels`
-    beside them; validation and test likewise (in memory: a pair of inputs and labels). With no `methods` the default
-    recipe runs. With `out` the bundle is saved there, and a run that was cut off goes on with `resume=True`.
+    beside them; validation and test likewise (in memory: a pair of inputs and labels); unlabelled: inputs without
+    labels for methods that learn from them. With no `methods` the default recipe runs. With `out` the bundle is saved
+    there, and a run that was cut off goes on with `resume=True`.
 
     Raises BadInput (SpecError, DataError, BackboneError, MethodError, BundleError) before training, Interrupted on
     SIGINT with the state saved.
@@ -188,6 +193,7 @@ def fit(
     flat = {
         "data__validation": str(validation) if files and validation is not None else None,
         "data__test": str(test) if files and test is not None else None,
+        "data__unlabelled": str(unlabelled) if files and unlabelled is not None else None,
         "data__text": text,
         "data__image": image,
         "data__audio": audio,
@@ -206,7 +212,11 @@ def fit(
     asked = make_spec(train if files else None, spec=spec, methods=methods, sets=sets, **flat)
     if files and asked.data.train is None:
         raise SpecError("there is nothing to learn from: give the training file, or data.train in the spec")
-    memory = None if files else {"inputs": train, "labels": labels, "validation": validation, "test": test}
+    memory = (
+        None
+        if files
+        else {"inputs": train, "labels": labels, "validation": validation, "test": test, "unlabelled": unlabelled}
+    )
     if folder is not None and resume and (folder / "bundle.json").exists():
         listen("note", {"text": f"'{folder}' is finished; nothing to resume"})
         return bundles.load(folder)

@@ -30,6 +30,7 @@ Train = Annotated[
 Test = Annotated[str | None, typer.Option(help="labelled rows to report on")]
 Validation = Annotated[str | None, typer.Option(help="labelled rows to choose on; split off when left out")]
 Task = Annotated[str | None, typer.Option(help="classification, multilabel or regression; inferred when left out")]
+Unlabelled = Annotated[str | None, typer.Option(help="rows without labels, for methods that learn from them")]
 Text = Annotated[str | None, typer.Option(help="the text column")]
 Image = Annotated[str | None, typer.Option(help="the image column")]
 Audio = Annotated[str | None, typer.Option(help="the column of sounds")]
@@ -61,6 +62,7 @@ def fit(
     train: Train = None,
     validation: Validation = None,
     test: Test = None,
+    unlabelled: Unlabelled = None,
     task: Task = None,
     text: Text = None,
     image: Image = None,
@@ -95,9 +97,9 @@ def fit(
     if dry_run:
         asked = _asked(
             {
-                "data__validation": validation, "data__test": test, "data__text": text, "data__image": image,
-                "data__audio": audio, "label": label, "task__name": task, "backbone__ref": backbone,
-                "training__epochs": epochs, "training__batch_size": batch_size,
+                "data__validation": validation, "data__test": test, "data__unlabelled": unlabelled,
+                "data__text": text, "data__image": image, "data__audio": audio, "label": label, "task__name": task,
+                "backbone__ref": backbone, "training__epochs": epochs, "training__batch_size": batch_size,
                 "training__learning_rate": learning_rate, "training__time_limit": time_limit, "training__seed": seed,
             }
         )  # fmt: skip
@@ -109,8 +111,8 @@ def fit(
     folder = out or _default_out(train, spec, resume)
     try:
         model = adapt.fit(
-            train, validation=validation, test=test, task=task, text=text, image=image, audio=audio,
-            label=single, backbone=backbone, methods=method, epochs=epochs, batch_size=batch_size,
+            train, validation=validation, test=test, unlabelled=unlabelled, task=task, text=text, image=image,
+            audio=audio, label=single, backbone=backbone, methods=method, epochs=epochs, batch_size=batch_size,
             learning_rate=learning_rate, time_limit=time_limit, seed=seed, out=folder, spec=spec, sets=sets,
             resume=resume, overwrite=overwrite, track=track, listen=terminal,
         )  # fmt: skip
@@ -179,6 +181,7 @@ def compare(
     train: Train = None,
     validation: Validation = None,
     test: Test = None,
+    unlabelled: Unlabelled = None,
     task: Task = None,
     text: Text = None,
     image: Image = None,
@@ -207,9 +210,9 @@ def compare(
     terminal = Terminal()
     asked = _asked(
         {
-            "data__validation": validation, "data__test": test, "data__text": text, "data__image": image,
-            "data__audio": audio, "label": label, "task__name": task, "backbone__ref": backbone,
-            "training__epochs": epochs, "training__batch_size": batch_size,
+            "data__validation": validation, "data__test": test, "data__unlabelled": unlabelled,
+            "data__text": text, "data__image": image, "data__audio": audio, "label": label, "task__name": task,
+            "backbone__ref": backbone, "training__epochs": epochs, "training__batch_size": batch_size,
             "training__learning_rate": learning_rate, "training__seed": seed,
         }
     )  # fmt: skip

@@ -32,6 +32,7 @@ class DataSpec(_Section):
     )
     validation: str | None = Field(None, description="rows to choose on; split off the training rows when left out")
     test: str | None = Field(None, description="rows to report on; the report says so when there are none")
+    unlabelled: str | None = Field(None, description="rows without labels, for methods that learn from them")
     text: str | None = Field(None, description="the text column")
     image: str | None = Field(None, description="the column of image paths or bytes")
     audio: str | None = Field(None, description="the column of paths or bytes of sounds")

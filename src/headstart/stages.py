@@ -89,6 +89,7 @@ class Stages:
     methods: dict[str, Method] = field(default_factory=dict)
     remaining: list[MethodSpec] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    unlabelled: Encoded | None = None
     features: dict[str, np.ndarray] = field(default_factory=dict)
 
     def training(self, stage: StageSpec) -> TrainingSpec:
@@ -104,7 +105,8 @@ class Stages:
     def check(self, stage: StageSpec) -> tuple[dict[str, Method], Hooks]:
         """Methods and their legality, before anything is spent."""
         methods = make_methods(stage.methods)
-        hooks = Hooks(methods, self.stage_task(stage), self.modality, seed_of(self.spec.training.seed, stage.name))
+        seed = seed_of(self.spec.training.seed, stage.name)
+        hooks = Hooks(methods, self.stage_task(stage), self.modality, seed, unlabelled=self.unlabelled)
         training = self.training(stage)
         if training.optimizer == "lbfgs" and (
             len(methods) != 1 or getattr(methods.get("freeze"), "probe", False) is not True

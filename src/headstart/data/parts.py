@@ -111,7 +111,7 @@ class Data:
 
     rows: every row that was read is accounted for. fingerprint: sha256 of the used inputs and labels and of the part
     that each is in. said: sentences on what was inferred and how rows were divided. validation is None where the rows
-    are too few to give any away; test where there are none.
+    are too few to give any away; test and unlabelled where there are none.
     """
 
     columns: Columns
@@ -122,3 +122,4 @@ class Data:
     rows: RowCount
     fingerprint: str
     said: tuple[str, ...]
+    unlabelled: Part | None = None

@@ -69,9 +69,9 @@ class Augment(Method):
 
     flip: probability. crop: smallest share of the area, 1 is off. rotate: degrees. colour: 0 is off. randaugment:
     number of operations. magnitude: 0 to 30. drop, delete, swap, insert, synonym: rates, 0 is off. neighbours: of a
-    token. share: of texts and sounds that are changed. speed: 0 is off. shift: share of the length, 0 is off. snr: the lowest
-    signal-to-noise ratio in dB, 0 is off. gain: dB, 0 is off. bands, gaps: how many spans are hidden, 0 is off. band,
-    gap: the longest, as a share of all bands or of the row's frames.
+    token. share: of texts and sounds that are changed. speed: 0 is off. shift: share of the length, 0 is off. snr: the
+    lowest signal-to-noise ratio in dB, 0 is off. gain: dB, 0 is off. bands, gaps: how many spans are hidden, 0 is off.
+    band, gap: the longest, as a share of all bands or of the row's frames.
     """
 
     flip: float = 0.5
