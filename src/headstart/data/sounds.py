@@ -58,6 +58,8 @@ def look(value: Any, base: Path) -> Look:
         except OSError as error:
             return Look(problem=BROKEN, detail=f"{name}: {error.strerror or error}")
     digest = hashlib.sha256(value).digest()
+    if not value:
+        return Look(digest, problem=EMPTY_SOUND, detail=f"{name}: the file is empty")
     cut = cut_short(value)
     if cut:
         return Look(digest, problem=BROKEN, detail=f"{name}: {cut}")
