@@ -51,7 +51,7 @@ def measure_split(
 ) -> dict[str, Any]:
     """Measure scores (rows,K) against encoded targets, as plain JSON.
 
-    inputs: the rows' texts, pictures (path, bytes, PIL picture or array) or sounds (path, bytes); only the worst mistakes
+    inputs: the rows' texts, pictures (path, bytes, PIL picture or array) or sounds (path, bytes); only the worst ones
     are read. row_ids: what each row is called in its file. slices: column name -> its value on every row.
 
     Keys: `rows`, `metrics` (name -> value, low, high), the task's own (`per_class`, `confusion`, `calibration`,
