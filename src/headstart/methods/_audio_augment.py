@@ -73,8 +73,8 @@ def change(
     for row, (length, (_, speed, shift, _, _)) in enumerate(zip(lengths.tolist(), draws.tolist(), strict=True)):
         sound = wave[row, :length]
         if chosen[row] and length > 1:
-            factor = 1 + changes.speed * (int(3 * speed) - 1)
-            sound = at_speed(sound, factor)[: hearing.most]
+            pace = 1 + changes.speed * (int(3 * speed) - 1)
+            sound = at_speed(sound, pace)[: hearing.most]
             sound = shifted(sound, round((2 * shift - 1) * changes.shift * len(sound)))
         moved.append(sound)
     lengths = torch.tensor([len(sound) for sound in moved], device=device)
@@ -97,7 +97,8 @@ def at_speed(sound: Tensor, factor: float) -> Tensor:
     size = max(1, round(len(sound) / factor))
     if size == len(sound):
         return sound
-    return torch.fft.irfft(torch.fft.rfft(sound), n=size) * (size / len(sound))
+    found: Tensor = torch.fft.irfft(torch.fft.rfft(sound), n=size) * (size / len(sound))
+    return found
 
 
 def shifted(sound: Tensor, by: int) -> Tensor:
