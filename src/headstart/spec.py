@@ -1,7 +1,8 @@
 """What the user asked for: one validated value, from flags, TOML or Python.
 
 A spec is frozen, hashable (`digest`), saved in every bundle, and running it again repeats the run. Unknown keys are
-refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, plus `methods` and `stages`.
+refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, `evaluation`, plus `methods` and
+`stages`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -42,20 +43,35 @@ class DataSpec(_Section):
     time: str | None = Field(None, description="rows are split in this column's order, the latest validate")
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.0, ge=0, lt=1, description="split off when no test file is given")
+    folds: int | None = Field(None, ge=2, description="parts of the training rows, for cross-validation")
+    fold: int | None = Field(None, ge=1, description="the part that is measured on, of `folds`")
     on_bad_row: Literal["error", "skip"] = "error"
     encoding: str = "utf-8"
     separator: str | None = Field(None, description="between the labels of one cell, for several labels a row")
     per_class: int | None = Field(None, ge=1, description="keep this many training rows of each class")
     fraction: float | None = Field(None, gt=0, le=1, description="keep this share of the training rows, by class")
+    check_labels: bool = Field(False, description="list training rows whose label looks wrong, in the report")
 
 
 class TaskSpec(_Section):
     """What is to be learned."""
 
     name: str | None = Field(None, description="classification, multilabel or regression; inferred when left out")
-    class_weights: Literal["none", "balanced"] = "none"
+    class_weights: Literal["none", "balanced", "effective"] = Field(
+        "none", description="rare classes weigh more: by their rows, or by their effective number (Cui et al. 2019)"
+    )
+    effective_beta: float = Field(0.999, ge=0, lt=1, description="how far class_weights=effective goes; 0 not at all")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     focal_gamma: float = Field(0.0, ge=0, description="focal loss (Lin et al. 2017); 0 is cross-entropy")
+    logit_adjustment: float = Field(
+        0.0, ge=0, description="tau of the logit-adjusted loss (Menon et al. 2021) for rare classes; 0 is off, 1 usual"
+    )
+    gce_q: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="q of generalised cross-entropy (Zhang and Sabuncu 2018) for wrong labels; 0 is off",
+    )
 
 
 class BackboneSpec(_Section):
@@ -71,6 +87,9 @@ class BackboneSpec(_Section):
     max_length: int | None = Field(None, ge=4, description="tokens kept of a text")
     image_size: int | None = Field(None, ge=16, description="height and width in pixels")
     max_seconds: float | None = Field(None, gt=0, description="seconds kept of a sound")
+    layers: Annotated[int, Field(ge=1)] | tuple[int, ...] | None = Field(
+        None, description="keep this many blocks, evenly spaced, or those of a list such as [0, 2, 5]"
+    )
     pretrained: bool = Field(True, description="false starts from random weights: what `compare` calls scratch")
     allow_pickle: bool = Field(False, description="read weights that are not safetensors")
     trust_remote_code: bool = False
@@ -112,6 +131,7 @@ class TrainingSpec(_Section):
     schedule: Literal["cosine", "linear", "constant", "one_cycle"] = "cosine"
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.01, ge=0)
+    decay_norms: bool = Field(False, description="whether weight decay holds for biases and norms too")
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -141,6 +161,22 @@ class TrainingSpec(_Section):
     @classmethod
     def _seconds(cls, value: Any) -> Any:
         return parse_duration(value) if isinstance(value, str) else value
+
+
+class EvaluationSpec(_Section):
+    """What the report measures beside the metrics."""
+
+    robust: bool = Field(False, description="measure attacked and spoiled rows too: see docs/robustness.md")
+    robust_rows: int = Field(300, ge=1, description="rows that are attacked at most, a seeded sample")
+    robust_steps: int = Field(10, ge=1, description="steps of an attack")
+    radii: tuple[float, ...] | None = Field(None, description="of the attacks; the usual ones when left out")
+
+    @field_validator("radii")
+    @classmethod
+    def _lengths(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and (not value or min(value) < 0):
+            raise ValueError(f"evaluation.radii: expected one or more lengths of at least 0, received {list(value)}")
+        return value
 
 
 class StageSpec(_Section):
@@ -180,6 +216,7 @@ class Spec(_Section):
     backbone: BackboneSpec = BackboneSpec()
     methods: tuple[MethodSpec, ...] | None = None
     training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
     stages: tuple[StageSpec, ...] = ()
     keep: Literal["last", "best"] = Field("last", description="which stage's model is the result, by validation")
 

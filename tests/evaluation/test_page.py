@@ -98,6 +98,7 @@ def test_it_says_what_the_report_says(text_report: Report):
     worst = text_report["splits"]["test"]["mistakes"][0]
     for part in (
         "tickets", worst["text"], f"row {worst['row']}", "What transfer gained", "+0.214", "kept", "Calibration error",
+        "2 training rows have labels", "labelled verify_identity", "looks like card_blocked", "row 17",
         "few rows", "left out: empty text", "7 test rows have the same text", "9,000", "2 min 11 s", "top_up_failed",
     ):  # fmt: skip
         assert part in text, part
@@ -109,7 +110,7 @@ def test_validation_only_says_that_it_flatters_and_shows_pictures(image_report: 
     assert "There were no test rows" in words(parser)
     pictures = [value for tag, name, value in parser.attributes if (tag, name) == ("img", "src")]
     mistakes = image_report["splits"]["validation"]["mistakes"]
-    assert len(pictures) == len(mistakes) > 5
+    assert len(pictures) == len(mistakes) + len(image_report["label_errors"]) > 5
     assert "flowers" in words(parser)
 
 
@@ -144,6 +145,9 @@ def hostile_report() -> Report:
                 }
             ],
             "transfer": [{"against": text, "budget": HOSTILE[1], "value": 0.1, "low": None, "high": None, "p": None}],
+            "label_errors": [
+                {"row": 1, "text": text, "given": text, "suggested": HOSTILE[1], "probability": 0.9, "quality": 0.1}
+            ],
             "findings": [{"level": "warning", "code": "x", "message": text, "rows": [1]}],
             "backbone": {"ref": f"pkg:{HOSTILE[1]}", "source": {HOSTILE[3]: text}, "digest": text},
             "data": {"said": [text], "fingerprint": text},
@@ -189,12 +193,30 @@ def test_many_labels_fold_away_and_the_heat_map_stays_bounded(samples: Any):
 def test_the_comparison_page(comparison: dict[str, Any]):
     parser = checked(render_comparison(comparison))
     text = words(parser)
-    for part in ("recipe", "scratch", "lora", "9,000 rows", "22,716,296", "2 min 30 s", "+0.630", "3 seeds", "36 fits"):
+    for part in (
+        "recipe",
+        "scratch",
+        "lora",
+        "9,000 rows",
+        "22,716,296",
+        "2 min 30 s",
+        "+0.630",
+        "3 seeds",
+        "36 fits",
+        "3 of 3",
+        "0.006",
+        "87 MiB",
+        "95 % intervals",
+    ):
         assert part in text, part
     best = max(s["mean"] for s in comparison["summary"] if s["budget"] == "100%")
     bold = [entry for entry in parser.texts if entry.strip() == f"{best:.3f}"]
     assert bold
-    one = {**comparison, "summary": [{**s, "sd": None, "seeds": 1} for s in comparison["summary"]], "transfer": []}
+    one = {
+        **comparison,
+        "summary": [{**s, "sd": None, "low": None, "high": None, "seeds": 1} for s in comparison["summary"]],
+        "transfer": [],
+    }
     assert "with one seed there is no spread" in words(checked(render_comparison(one)))
     hostile = {
         **comparison,

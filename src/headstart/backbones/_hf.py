@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.backbones import _files, _hf_audio, _hf_image, _hf_text, _sentence
+from headstart.backbones import _files, _hf_audio, _hf_image, _hf_text, _layers, _sentence
 from headstart.backbones._structure import NetworkBackbone, digest, largest_list, listed, model_license
 from headstart.errors import BackboneError
 from headstart.spec import BackboneSpec
@@ -45,12 +45,13 @@ def load_folder(
             network, missing = _load(setup.network, config, spec, pooler, ref)
         else:
             network = make(config, pooler, spec.trust_remote_code)
-        if _hf_audio.hears(config):
-            inner = _hf_audio.encoder(network)
-            if inner is not network:
-                missing = {name.removeprefix("encoder.") for name in missing if name.startswith("encoder.")}
-                network = inner
+        if _hf_audio.encodes(config):
+            missing = {name.removeprefix("encoder.") for name in missing if name.startswith("encoder.")}
+            network = _hf_audio.encoder(network)
         _check_reads(network, modality, ref)
+        kept = None
+        if spec.layers is not None:
+            kept = _layers.cut_hf(network, spec.layers, lambda c: make(c, pooler, spec.trust_remote_code), ref)
         if modality == "text":
             backbone = _hf_text.from_folder(network, setup, spec, ref)
         elif modality == "audio":
@@ -60,6 +61,7 @@ def load_folder(
     backbone.wire(largest_list(network))
     _refuse_missing(backbone, missing)
     facts = {**source, "architecture": type(network).__name__, "pretrained": spec.pretrained}
+    facts |= {} if kept is None else {"layers": kept}
     backbone.source = {"license": model_license(folder), **facts}
     backbone.remote_code = spec.trust_remote_code
     backbone.digest = digest(backbone)
@@ -79,8 +81,6 @@ def rebuild(record: Mapping[str, Any], folder: Path, trust_remote_code: bool) ->
     with torch.random.fork_rng(devices=[]), _files.silence():
         torch.manual_seed(0)
         network = make(config, bool(record.get("pooler")), trust_remote_code)
-        if record["modality"] == "audio":
-            network = _hf_audio.encoder(network)
         family: Any = {"text": _hf_text, "image": _hf_image, "audio": _hf_audio}[record["modality"]]
         backbone: NetworkBackbone = family.from_record(network, record, folder)
     backbone.wire(largest_list(network))
@@ -122,7 +122,7 @@ def make(config: Any, pooler: bool, trust_remote_code: bool) -> nn.Module:
     options = _pooler_option(config, pooler)
     auto: Any = AutoModel
     network: nn.Module = auto.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code, **options)
-    return network
+    return _hf_audio.encoder(network) if _hf_audio.encodes(config) else network
 
 
 def _load(folder: Path, config: Any, spec: BackboneSpec, pooler: bool, ref: str) -> tuple[nn.Module, set[str]]:

@@ -274,9 +274,14 @@ def hears(config: Any) -> bool:
     return getattr(config, "model_type", None) in MODELS
 
 
-def encoder(network: nn.Module) -> nn.Module:
-    """The part of a network that is used: of Whisper the encoder alone."""
-    inner: nn.Module = network.encoder if network.config.model_type == "whisper" else network  # type: ignore
+def encodes(config: Any) -> bool:
+    """Whether a config describes a network with a decoder, of which the encoder alone is used."""
+    return getattr(config, "model_type", None) == "whisper"
+
+
+def encoder(network: Any) -> nn.Module:
+    """The encoder of such a network; an encoder is itself."""
+    inner: nn.Module = getattr(network, "encoder", network)
     return inner
 
 

@@ -20,7 +20,7 @@ from headstart.errors import DataError, did_you_mean
 from headstart.spec import DataSpec, Spec
 from headstart.values import Finding, RowCount
 
-_TEST_DRAW, _VALIDATION_DRAW, _SAMPLE_DRAW = 1, 2, 3
+_TEST_DRAW, _VALIDATION_DRAW, _SAMPLE_DRAW, _FOLD_DRAW = 1, 2, 3, 4
 UNLABELLED = "unlabelled"
 
 
@@ -126,7 +126,7 @@ def _require(table: Table, names: Sequence[str]) -> None:
 def _how(data: DataSpec, tables: Mapping[str, Table], said: list[str]) -> tuple[str, str | None]:
     """How rows are split off, and the column that it takes. A named group or time column counts by itself."""
     how: str = data.split
-    if "validation" in tables and ("test" in tables or not data.test_fraction):
+    if "validation" in tables and ("test" in tables or not (data.test_fraction or data.fold)):
         return how, None
     if how in ("stratified", "random") and (data.group or data.time):
         if data.group and data.time:
@@ -146,7 +146,9 @@ def _divide(shares: dict[str, Share], spec: Spec, task: str, how: str, by: str |
     test_share = data.test_fraction if "test" not in shares else 0.0
     if test_share + (data.validation_fraction if "validation" not in shares else 0.0) >= 1:
         raise DataError("data.test_fraction and data.validation_fraction leave no rows for training: lower one of them")
-    if test_share:
+    if data.fold is not None and "test" not in shares:
+        shares["test"] = _fold(train, spec, task, how, by, said)
+    elif test_share:
         rng = np.random.default_rng([spec.training.seed, _TEST_DRAW])
         test = _split_off("test", train, test_share, task, how, by, rng, said)
         if test is None:
@@ -209,6 +211,24 @@ def _split_off(
     said.append(f"{counted(int(held.sum()), f'{name} row')} of {len(at)} are split off the training rows, {manner}")
     train.positions = at[~held]
     return Share(name, source, at[held], own=False)
+
+
+def _fold(train: Share, spec: Spec, task: str, how: str, by: str | None, said: list[str]) -> Share:
+    """The rows of one fold to measure on. Folds do not depend on the seed: every run of a comparison has the same."""
+    source, at, data = train.source, train.positions, spec.data
+    if data.folds is None or data.fold is None or data.fold > data.folds:
+        raise DataError(f"expected data.fold from 1 to data.folds, received fold {data.fold} of {data.folds}")
+    if how == "time":
+        raise DataError("folds would learn from later rows than they are measured on: use data.test_fraction with time")
+    units = source.scan.keys[at].tolist()
+    if how == "group" and by is not None:
+        column = source.table.table.column(by).to_pylist()
+        units = [column[place] for place in at]
+    rng = np.random.default_rng([_FOLD_DRAW, data.folds])
+    held = splits.hold_out_fold(units, data.fold, data.folds, rng, train.classes(task))
+    said.append(f"{counted(int(held.sum()), 'test row')} of {len(at)} are fold {data.fold} of {data.folds}")
+    train.positions = at[~held]
+    return Share("test", source, at[held], own=False)
 
 
 def _say_single(classes: Sequence[tuple[str, ...]], said: list[str]) -> None:

@@ -59,7 +59,9 @@ def render_report(record: Mapping[str, Any]) -> str:
         kept=next((stage["name"] for stage in record["stages"] if stage.get("kept")), None),
         alerts=_alerts(record, splits),
         sections=_sections(record, main),
+        robust=_robust(record["robustness"]),
         effects=_effects(record["transfer"]),
+        corrected=False,
         curves=_curves(record["stages"], record["metric"]),
         planned_memory=max(memories, default=0) or None,
         spec=json.dumps(record["spec"], indent=2, ensure_ascii=False),
@@ -86,8 +88,10 @@ def _sections(record: Mapping[str, Any], main: Mapping[str, Any] | None) -> list
         ("stages", "Stages", record["stages"]),
         ("labels", "Errors" if has.get("scatter") else "Labels", has.get("per_class") or has.get("scatter")),
         ("calibration", "Calibration", has.get("calibration")),
+        ("robustness", "Robustness", record["robustness"]),
         ("slices", "Slices", has.get("slices")),
         ("mistakes", "Mistakes", has.get("mistakes")),
+        ("doubts", "Doubtful labels", record["label_errors"]),
         ("data", "Data", True),
         ("cost", "Cost", True),
         ("repeat", "Repeat", True),
@@ -171,6 +175,22 @@ def _slices(columns: Mapping[str, Sequence[Mapping[str, Any]]], overall: float) 
     return found
 
 
+def _robust(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Clean, attacked and spoiled rows with their bars, which share an axis and mark the clean figure."""
+    if not record:
+        return []
+    norm, clean = record["norm"], record["clean"]
+    named = [("As they are", clean)]
+    named += [(f"Attacked within {wording.radius_name(a['radius'], norm)}", a) for a in record["attacks"]]
+    named += [(wording.SPOILED.get(c["name"], c["name"]), c) for c in record["corruptions"]]
+    ends = [m[key] for _, m in named for key in ("value", "low", "high") if m[key] is not None]
+    span = (min(0.0, *ends), max(1.0, *ends))
+    return [
+        {"name": name, "measured": m, "bar": plots.interval_bar(m["value"], m["low"], m["high"], span, clean["value"])}
+        for name, m in named
+    ]
+
+
 def _effects(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Comparisons with their difference, interval and bar, all on one scale."""
     ends = [abs(r[key]) for r in records for key in ("value", "low", "high") if r.get(key) is not None]
@@ -185,6 +205,7 @@ def _effects(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "low": low,
                 "high": high,
                 "p": record.get("p"),
+                **{key: record.get(key) for key in ("p_holm", "wins", "seeds")},
                 "shown": f"{record['value']:+.3f}",
                 "range": wording.UNKNOWN if low is None or high is None else f"{low:+.3f} to {high:+.3f}",
                 "bar": plots.effect_bar(record["value"], low, high, reach),
@@ -220,7 +241,7 @@ def _curves(stages: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
 def render_comparison(record: Mapping[str, Any]) -> str:
     """`compare.html` from `Comparison.to_json()`: `metric`, `cells`, `summary` and `transfer`.
 
-    A summary record may have `low` and `high`; where none has, the whiskers are standard deviations over seeds.
+    Where no summary record has `low` and `high`, the whiskers are standard deviations over seeds.
     """
     summary, metric = record["summary"], record["metric"]
     arms = list(dict.fromkeys(s["arm"] for s in summary))
@@ -251,8 +272,10 @@ def render_comparison(record: Mapping[str, Any]) -> str:
             {"arm": arm, "cells": [_cell(by_place.get((arm, b)), b, summary, metric) for b in budgets]} for arm in arms
         ],
         effects=_effects(record["transfer"]),
+        corrected=any("p_holm" in effect for effect in record["transfer"]),
         summary=summary,
         cells=record["cells"],
+        folded=any(cell["fold"] for cell in record["cells"]),
     )  # fmt: skip
 
 

@@ -11,17 +11,21 @@ from torch import Tensor, nn
 
 from headstart.errors import MethodError, MissingExtra
 from headstart.methods._audio_augment import Changes, Hearing, change
-from headstart.methods._checks import number, whole
+from headstart.methods._checks import flag, number, whole
 from headstart.methods._draws import numpy_from, seeded
 from headstart.methods._eda import edit, vocabulary
 from headstart.protocols import Context, Method
 from headstart.values import Batch
 
-PICTURES = ("flip", "crop", "rotate", "colour", "randaugment", "magnitude")
+PICTURES = ("flip", "crop", "rotate", "colour", "randaugment", "magnitude", "trivial", "erasing")
 TEXTS = ("drop", "delete", "swap", "insert", "synonym", "neighbours", "share")
 SOUNDS = ("speed", "shift", "snr", "gain", "bands", "band", "gaps", "gap", "share")
 OWN = {"image": PICTURES, "text": TEXTS, "audio": SOUNDS}
 """The options that mean something for a modality."""
+
+AREA, RATIO, GREY = (0.02, 0.4), (0.3, 1 / 0.3), 0.5
+"""What erasing covers, its sides, and with what: grey, since the paper's noise is not drawn within a picture's range by
+torchvision."""
 
 
 @dataclass
@@ -31,18 +35,20 @@ class Augment(Method):
 
     Equation: x <- t(x) with t drawn anew for each row and step. Pictures: a random crop of a share in [crop, 1] of
     the area brought back to size, a flip, a rotation within +-rotate degrees, brightness, contrast and saturation
-    changed by factors in [1 - colour, 1 + colour], then `randaugment` operations of one magnitude. Texts: with
-    probability `share` one operation drawn evenly from those whose rate is not 0, on a row of l ordinary tokens:
-    `drop` hides each with probability rate behind the mask token, `delete` removes each with probability rate,
-    `swap`, `insert` and `synonym` act max(1, rate * l) times. Sounds: with probability `share` the row is played at a
-    speed drawn from {1 - speed, 1, 1 + speed}, moved in time by up to +-shift of its length, given white noise at a
-    ratio drawn evenly from [snr, snr + 20] dB and a gain within +-gain dB; then `gaps` spans of t frames, t even in
-    [0, gap * F], and `bands` spans of f bands, f even in [0, band * M], of its spectrogram (F frames, M bands) are set
-    to the row's mean.
+    changed by factors in [1 - colour, 1 + colour], then `randaugment` operations of one magnitude or with `trivial`
+    one operation of a random magnitude, then with probability `erasing` a grey rectangle over 0.02 to 0.4 of the area,
+    its sides in a ratio from 0.3 to 1 / 0.3. Texts: with probability `share` one operation drawn evenly from those
+    whose rate is not 0, on a row of l ordinary tokens: `drop` hides each with probability rate behind the mask token,
+    `delete` removes each with probability rate, `swap`, `insert` and `synonym` act max(1, rate * l) times. Sounds:
+    with probability `share` the row is played at a speed drawn from {1 - speed, 1, 1 + speed}, moved in time by up to
+    +-shift of its length, given white noise at a ratio drawn evenly from [snr, snr + 20] dB and a gain within +-gain
+    dB; then `gaps` spans of t frames, t even in [0, gap * F], and `bands` spans of f bands, f even in [0, band * M],
+    of its spectrogram (F frames, M bands) are set to the row's mean.
 
-    Source: Szegedy et al. 2015, section 6 (crops); Cubuk et al. 2020 (RandAugment), section 3; Wei and Zou 2019
-    (EDA), section 2, with nearest neighbours in the backbone's embedding table in place of WordNet; Iyyer et al. 2015
-    (Deep Averaging Networks), section 2 (token dropout); Park et al. 2019 (SpecAugment), section 2, without its time
+    Source: Szegedy et al. 2015, section 6 (crops); Cubuk et al. 2020 (RandAugment), section 3; Müller and Hutter 2021
+    (TrivialAugment), algorithm 1, with its wide ranges; Zhong et al. 2020 (Random Erasing); Wei and Zou 2019 (EDA),
+    section 2, with nearest neighbours in the backbone's embedding table in place of WordNet; Iyyer et al. 2015 (Deep
+    Averaging Networks), section 2 (token dropout); Park et al. 2019 (SpecAugment), section 2, without its time
     warping; Ko et al. 2015 (Audio Augmentation for Speech Recognition), speed perturbation.
 
     Requires: pictures, texts or sounds; for pictures the `images` extra (torchvision). Labels of whole rows, not of
@@ -54,25 +60,28 @@ class Augment(Method):
     hidden_bands (N,M) for backbones that see a spectrogram. For those that hear the wave, gaps are silence and bands
     (80, of equal width in mel) are filtered out.
 
-    Neighbours: `mixup` and `cutmix` combine rows and their labels; list them after this one.
+    Neighbours: `mixup`, `manifold` and `cutmix` combine rows and their labels; list them after this one. `cutoff` hides
+    tokens of texts from the whole network.
 
-    Example: `--method augment:crop=0.3,rotate=10` or `--method augment:swap=0.1` or
-    `--method augment:snr=0,gaps=2`; `hs.methods.Augment(randaugment=2)`.
+    Example: `--method augment:trivial,erasing=0.25`, `--method augment:swap=0.1` or `--method augment:snr=0,gaps=2`;
+    `hs.methods.Augment(randaugment=2)`.
 
     Defaults: flip = 0.5 is torchvision's. crop = 0.5 is what DINO calls a large view (Caron et al. 2021, section 3.1)
     rather than the 0.08 of training from nothing, since small sets cannot afford to lose the object. rotate, colour
     and randaugment are off: whether a turned or recoloured picture keeps its label depends on the data. magnitude = 9
-    is RandAugment's on ImageNet (section 4). All text rates are 0.1, EDA's own for larger sets. share = 0.5 keeps
-    half of the rows clean, where EDA adds edited copies to clean rows. neighbours = 5 is a choice of this project.
-    speed = 0.1 is Ko et al.'s. band = 0.1 and gap = 0.1 are milder than SpecAugment's policies for sentences (27 of 80
-    bands for LibriSpeech): on single words, five a class, those cost accuracy (one seed, two speakers of fsdd: 85.0
-    with band=0.34,gap=0.2, 93.5 with these, 89.0 without both). shift, snr, gain, bands and gaps are not tuned.
+    is RandAugment's on ImageNet (section 4). trivial and erasing are off; erasing = 0.5 is what its paper trains with.
+    All text rates are 0.1, EDA's own for larger sets. share = 0.5 keeps half of the rows clean, where EDA adds edited
+    copies to clean rows. neighbours = 5 is a choice of this project. speed = 0.1 is Ko et al.'s. band = 0.1 and gap =
+    0.1 are milder than SpecAugment's policies for sentences (27 of 80 bands for LibriSpeech): on single words, five a
+    class, those cost accuracy (one seed, two speakers of fsdd: 85.0 with band=0.34,gap=0.2, 93.5 with these, 89.0
+    without both). shift, snr, gain, bands and gaps are not tuned.
 
     flip: probability. crop: smallest share of the area, 1 is off. rotate: degrees. colour: 0 is off. randaugment:
-    number of operations. magnitude: 0 to 30. drop, delete, swap, insert, synonym: rates, 0 is off. neighbours: of a
-    token. share: of texts and sounds that are changed. speed: 0 is off. shift: share of the length, 0 is off. snr: the
-    lowest signal-to-noise ratio in dB, 0 is off. gain: dB, 0 is off. bands, gaps: how many spans are hidden, 0 is off.
-    band, gap: the longest, as a share of all bands or of the row's frames.
+    number of operations. magnitude: 0 to 30. trivial: true or false. erasing: probability, 0 is off. drop, delete,
+    swap, insert, synonym: rates, 0 is off. neighbours: of a token. share: of texts and sounds that are changed. speed:
+    0 is off. shift: share of the length, 0 is off. snr: the lowest signal-to-noise ratio in dB, 0 is off. gain: dB, 0
+    is off. bands, gaps: how many spans are hidden, 0 is off. band, gap: the longest, as a share of all bands or of the
+    row's frames.
     """
 
     flip: float = 0.5
@@ -81,6 +90,8 @@ class Augment(Method):
     colour: float = 0.0
     randaugment: int = 0
     magnitude: int = 9
+    trivial: bool = False
+    erasing: float = 0.0
     drop: float = 0.1
     delete: float = 0.1
     swap: float = 0.1
@@ -104,6 +115,10 @@ class Augment(Method):
         number("augment:colour", self.colour, 0, "such as colour=0.2", high=1)
         whole("augment:randaugment", self.randaugment, 0, "a number of operations such as randaugment=2")
         whole("augment:magnitude", self.magnitude, 0, "such as magnitude=9", high=30)
+        flag("augment:trivial", self.trivial)
+        number("augment:erasing", self.erasing, 0, "a probability such as erasing=0.25; 0 is off", high=1)
+        if self.trivial and self.randaugment:
+            raise MethodError("augment:trivial draws what augment:randaugment sets: keep one of the two")
         for name in ("drop", "delete", "swap", "insert", "synonym"):
             number(f"augment:{name}", getattr(self, name), 0, f"a rate such as {name}=0.1; 0 is off", high=0.9)
         whole("augment:neighbours", self.neighbours, 1, "such as neighbours=5")
@@ -155,7 +170,8 @@ class Augment(Method):
             from torchvision.transforms import v2
         except ImportError:
             raise MissingExtra("torchvision", "images", "the method 'augment' on pictures") from None
-        if self.crop == 1 and not (self.flip or self.rotate or self.colour or self.randaugment):
+        on = self.flip or self.rotate or self.colour or self.randaugment or self.trivial or self.erasing
+        if self.crop == 1 and not on:
             raise MethodError("every picture operation of 'augment' is switched off: set one, such as augment:flip=0.5")
 
         def view(picture: Tensor) -> Tensor:
@@ -170,6 +186,10 @@ class Augment(Method):
                 steps.append(v2.ColorJitter(self.colour, self.colour, self.colour))
             if self.randaugment:
                 steps.append(v2.RandAugment(self.randaugment, self.magnitude))
+            if self.trivial:
+                steps.append(v2.TrivialAugmentWide())
+            if self.erasing:
+                steps.append(v2.RandomErasing(self.erasing, AREA, RATIO, GREY))
             for step in steps:
                 picture = step(picture)
             return picture.clamp(0, 1)
