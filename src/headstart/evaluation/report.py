@@ -19,7 +19,7 @@ FORMAT = 1
 KEYS: dict[str, str] = {
     "format": "the version of these keys, 1",
     "task": "classification, multilabel or regression",
-    "modality": "text or image",
+    "modality": "text, image or audio",
     "labels": "class names, or the names of the regression targets",
     "metric": "the name of the metric that chose the model",
     "metrics": "split -> metric -> value, low, high (95 % bootstrap interval; null where the rows cannot say)",
