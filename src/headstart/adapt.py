@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from headstart import backbones, catalog, data, label_errors, planning, recipe
+from headstart import backbones, catalog, data, inference, label_errors, planning, recipe
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded, seed_of
@@ -148,7 +149,7 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
     unlabelled = None if free is None else Encoded.of(modality, backbone, free.inputs())
     stages = Stages(
         written, task, modality, model, train_rows, encode(loaded.validation), labels, device, listen=listen,
-        unlabelled=unlabelled,
+        inputs=loaded.train.inputs(), unlabelled=unlabelled,
     )  # fmt: skip
     for stage in written.stages:
         stages.check(stage)
@@ -310,16 +311,18 @@ def _begin(run: Run, folder: Path, *, resume: bool) -> None:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The stages' results and which of them is the result of the run."""
+    """The stages' results, which of them is the result of the run, and a frozen probe's answers on the test rows."""
 
     results: list[StageResult]
     position: int
+    probe: np.ndarray | None = None
 
 
 def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float | None) -> Chosen:
     """Every stage in order; `run.stages` ends as the stage that is kept."""
     results: list[StageResult] = []
     kept: tuple[int, Stages] | None = None
+    frozen: np.ndarray | None = None
     for position, stage in enumerate(run.spec.stages):
         home = folder / STAGES / f"{position + 1}-{stage.name}" if folder and len(run.spec.stages) > 1 else None
         if resume and home is not None and (home / "bundle.json").exists():
@@ -340,13 +343,15 @@ def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float 
                 _keep_stage(run, home, results)
                 if checkpoint is not None:
                     checkpoint.unlink(missing_ok=True)
+        if run.stages.untouched and run.test is not None and position < len(run.spec.stages) - 1:
+            frozen = inference.outputs(run.stages.model, run.test)
         if kept is None or run.spec.keep == "last" or _improves(run, results[position].score, results[kept[0]].score):
             last = position == len(run.spec.stages) - 1
             kept = (position, run.stages if last or run.spec.keep == "last" else _frozen_copy(run.stages))
     if kept is None:
         raise SpecError("the spec has no stages to run")
     run.stages = kept[1]
-    return Chosen(results, kept[0])
+    return Chosen(results, kept[0], None if run.stages.untouched else frozen)
 
 
 def _improves(run: Run, new: float | None, old: float | None) -> bool:

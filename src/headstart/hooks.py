@@ -40,7 +40,10 @@ class Hooks:
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     validate: Callable[[nn.Module], float] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    batches: Callable[[], Iterator[Batch]] | None = None
     unlabelled: Encoded | None = None
+    train_rows: Encoded | None = None
+    bundle: Callable[[str], Any] | None = None
     claims: dict[int, str] = field(default_factory=dict)
     effect: dict[str, bool] = field(default_factory=dict)
     """Whether a method was seen to change something; absent where its hooks leave no trace to look at."""
@@ -57,8 +60,7 @@ class Hooks:
             for need, reason in method.requires().items():
                 if not self._offers(need):
                     raise MethodError(
-                        f"'{name}' cannot be used here: {reason} (needs {need}; "
-                        f"this run is {self.task.name} on {self.modality.name})"
+                        f"'{name}' cannot be used here: {reason}; this run is {self.task.name} on {self.modality.name}"
                     )
 
     def _offers(self, need: str) -> bool:
@@ -96,7 +98,11 @@ class Hooks:
             backward=self.backward,
             validate=self.validate,
             autocast=self.autocast,
+            batches=self.batches,
             unlabelled=self.unlabelled,
+            train_rows=self.train_rows,
+            altered=bool(self.owners("transform")),
+            bundle=self.bundle,
         )
 
     def adapt(self, model: nn.Module) -> nn.Module:
@@ -123,6 +129,16 @@ class Hooks:
         learning = {id(p) for group in groups for p in group.parameters}
         self._seen(owner[0], learning != everything or any(group.lr_scale != 1 for group in groups))
         return groups
+
+    def rows(self, inputs: Sequence[Any]) -> dict[str, list[tuple[int, Any]]]:
+        """The training rows that each method adds to these raw ones, by method: (index of its source, raw input)."""
+        found = {}
+        for name in self.owners("rows"):
+            found[name] = list(self.methods[name].rows(inputs, self.context(name, "rows")))
+            if any(not 0 <= source < len(inputs) for source, _ in found[name]):
+                raise MethodError(f"'{name}' added a row that was made from none of the {len(inputs)} training rows")
+            self._seen(name, bool(found[name]))
+        return found
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The epoch's batches through every stream hook in order."""

@@ -90,7 +90,8 @@ class Loop:
         with torch.random.fork_rng(), _interrupts() as self.interrupted:
             torch.manual_seed(seed_of(self.training.seed, "loop", self.accelerator.process_index))
             self.hooks.backward = self.accelerator.backward
-            self.hooks.autocast = self._autocast
+            self.hooks.batches = lambda: (self._take(*item).to(self.device) for item in self._plan(self.position[0]))
+            self.hooks.autocast, self.hooks.train_rows = self._autocast, self.train_rows
             self.hooks.validate = self._validate if self.validation is not None else None
             self.hooks.progress = Progress(0, self._steps(), 0, self.epochs)
             self.model = self.hooks.adapt(self.model.to(self.device))

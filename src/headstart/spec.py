@@ -1,7 +1,8 @@
 """What the user asked for: one validated value, from flags, TOML or Python.
 
 A spec is frozen, hashable (`digest`), saved in every bundle, and running it again repeats the run. Unknown keys are
-refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, plus `methods` and `stages`.
+refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, `evaluation`, plus `methods` and
+`stages`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -82,6 +83,9 @@ class BackboneSpec(_Section):
     )
     max_length: int | None = Field(None, ge=4, description="tokens kept of a text")
     image_size: int | None = Field(None, ge=16, description="height and width in pixels")
+    layers: Annotated[int, Field(ge=1)] | tuple[int, ...] | None = Field(
+        None, description="keep this many blocks, evenly spaced, or those of a list such as [0, 2, 5]"
+    )
     pretrained: bool = Field(True, description="false starts from random weights: what `compare` calls scratch")
     allow_pickle: bool = Field(False, description="read weights that are not safetensors")
     trust_remote_code: bool = False
@@ -155,6 +159,22 @@ class TrainingSpec(_Section):
         return parse_duration(value) if isinstance(value, str) else value
 
 
+class EvaluationSpec(_Section):
+    """What the report measures beside the metrics."""
+
+    robust: bool = Field(False, description="measure attacked and spoiled rows too: see docs/robustness.md")
+    robust_rows: int = Field(300, ge=1, description="rows that are attacked at most, a seeded sample")
+    robust_steps: int = Field(10, ge=1, description="steps of an attack")
+    radii: tuple[float, ...] | None = Field(None, description="of the attacks; the usual ones when left out")
+
+    @field_validator("radii")
+    @classmethod
+    def _lengths(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and (not value or min(value) < 0):
+            raise ValueError(f"evaluation.radii: expected one or more lengths of at least 0, received {list(value)}")
+        return value
+
+
 class StageSpec(_Section):
     """One run of a sequence. It starts from the stage before it; what it leaves out is taken from the spec."""
 
@@ -192,6 +212,7 @@ class Spec(_Section):
     backbone: BackboneSpec = BackboneSpec()
     methods: tuple[MethodSpec, ...] | None = None
     training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
     stages: tuple[StageSpec, ...] = ()
     keep: Literal["last", "best"] = Field("last", description="which stage's model is the result, by validation")
 

