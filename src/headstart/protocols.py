@@ -294,7 +294,7 @@ class Method:
         return 1.0
 
     def first_epoch(self) -> int:
-        """The epoch, counted from 0, in which the method changes something at the earliest; idle until then is right."""
+        """The epoch, counted from 0, in which the method changes something at the earliest: until then it may idle."""
         return 0
 
     def rows(self, inputs: Sequence[Any], ctx: Context) -> Sequence[tuple[int, Any]]:

@@ -33,8 +33,8 @@ KEYS: dict[str, str] = {
     "stages": "one record a stage: name, score, seconds, rows_trained, trainable, stopped, history, notes, details, "
     "kept",
     "transfer": "one record a comparison: against, budget, metric, value, low, high, p",
-    "label_errors": "with data.check_labels, training rows whose label looks wrong: row, given, suggested, probability, "
-    "quality, the first with their text or picture",
+    "label_errors": "with data.check_labels, training rows whose label looks wrong: row, given, suggested, "
+    "probability, quality, the first with their text or picture",
     "findings": "one record a finding in the data: level, code, message, rows",
     "calibration": "temperature, what outputs are divided by before probabilities are made",
     "backbone": "ref, source, digest",
