@@ -39,8 +39,8 @@ class Surgical(Method):
 
     Example: `--method surgical:blocks=2` or `--method surgical:soft=true`; `hs.methods.Surgical(soft=True)`.
 
-    Defaults: blocks = 1 is the paper's setting. batches = 8 is not tuned. The rate used when the user gives none is 1e-4:
-    for texts it is the run's own, and on pictures of ants and bees it did a little better than 3e-4, which is.
+    Defaults: blocks = 1 is the paper's setting. batches = 8 is not tuned. The rate used when the user gives none is
+    1e-4: the run's own for texts; on pictures of ants and bees it did better than their 3e-4, one seed.
 
     blocks: how many parts learn. soft: all learn, at their own rates. batches: how many are measured on; a pass forward
     and back each.
