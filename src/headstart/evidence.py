@@ -22,7 +22,6 @@ from headstart import inference, robustness
 from headstart.bundle import Bundle
 from headstart.data import Data
 from headstart.encoded import Encoded
-from headstart.label_errors import Suspect
 from headstart.planning import Plan
 from headstart.protocols import Task
 from headstart.spec import Spec
@@ -46,7 +45,6 @@ class Evidence:
     plan: Plan
     chosen: Chosen
     started: float
-    suspects: Sequence[Suspect] = ()
 
     def bundle(self, test: Encoded | None) -> Bundle:
         """The finished bundle: calibrated, measured, with its report."""
@@ -199,7 +197,7 @@ class Evidence:
 
         inputs, rows = self.data.train.inputs(), self.data.train.source_rows
         found = []
-        for place, suspect in enumerate(self.suspects):
+        for place, suspect in enumerate(self.stages.suspects):
             record = suspect.to_json()
             position = record.pop("position")
             seen = shown(inputs[position]) if place < WORST else {}

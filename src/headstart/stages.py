@@ -94,6 +94,8 @@ class Stages:
     files: dict[str, bytes] = field(default_factory=dict)
     unlabelled: Encoded | None = None
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    suspects: list[label_errors.Suspect] = field(default_factory=list)
+    """Training rows whose label looks wrong, the likeliest first."""
 
     def training(self, stage: StageSpec) -> TrainingSpec:
         """The run's training section with the stage's changes."""
@@ -107,6 +109,8 @@ class Stages:
 
     def check(self, stage: StageSpec) -> tuple[dict[str, Method], Hooks]:
         """Methods and their legality, before anything is spent."""
+        if self.spec.data.check_labels:
+            label_errors.require(self.task)
         methods = make_methods(stage.methods)
         seed = seed_of(self.spec.training.seed, stage.name)
         hooks = Hooks(
@@ -173,12 +177,11 @@ class Stages:
             features, targets = features[chosen], targets[torch.from_numpy(chosen)]
         return probe.fit(features, targets, self.task, validation, seed=training.seed)
 
-    def label_errors(self) -> list[label_errors.Suspect]:
-        """Training rows whose label looks wrong on the features as they are now: to be asked before any stage runs."""
-        if self.train_rows.targets is None:
-            raise SpecError("labels can be checked only where there are some")
-        features = self._features("train", self.train_rows)
-        return label_errors.find(features, self.train_rows.targets, self.task, seed=self.spec.training.seed)
+    def check_labels(self) -> None:
+        """Where the spec asks for it, find training rows whose label looks wrong; comes before any stage is run."""
+        if self.spec.data.check_labels and self.train_rows.targets is not None:
+            features, targets = self._features("train", self.train_rows), self.train_rows.targets
+            self.suspects = label_errors.find(features, targets, self.task, seed=self.spec.training.seed)
 
     def _features(self, name: str, rows: Encoded) -> np.ndarray:
         if not self.untouched:
