@@ -20,7 +20,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("spec", "catalog", "protocols", "model"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "optimiser", "recipe", "probe", "evaluation"),
-    ("inference", "hooks", "planning"),
+    ("inference", "hooks", "planning", "heads"),
     ("loop", "bundle"),
     ("stages",),
     ("evidence",),

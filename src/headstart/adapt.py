@@ -142,11 +142,14 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
         return None if part is None else Encoded.of(modality, backbone, part.inputs(), task, part.labels())
 
     train_rows = Encoded.of(modality, backbone, loaded.train.inputs(), task, labels)
+    def enlarge(inputs: list[str], more: list[str]) -> Encoded:
+        return Encoded.of(modality, backbone, [*loaded.train.inputs(), *inputs], task, [*labels, *more])
+
     free = loaded.unlabelled
     unlabelled = None if free is None else Encoded.of(modality, backbone, free.inputs())
     stages = Stages(
         written, task, modality, model, train_rows, encode(loaded.validation), labels, device, listen=listen,
-        unlabelled=unlabelled,
+        unlabelled=unlabelled, enlarge=enlarge,
     )  # fmt: skip
     for stage in written.stages:
         stages.check(stage)

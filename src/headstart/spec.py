@@ -19,6 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from headstart.errors import SpecError, did_you_mean
 
+NAME_TEMPLATE = "This text is about {name}."
+"""How a class's name becomes a text."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -120,9 +123,13 @@ class TrainingSpec(_Section):
         1.0, ge=0, description="factor on the task's loss; 0 leaves the methods' penalties alone"
     )
     head_scale: float | None = Field(None, gt=0, description="the head's learning rate over the backbone's")
-    head: Literal["probe", "random"] = Field(
-        "probe", description="a fresh head starts from the frozen probe, or random"
+    head: Literal["probe", "random", "prototypes", "names"] = Field(
+        "probe", description="a fresh head starts from the frozen probe, random, from class means or class names"
     )
+    name_rows: int | None = Field(
+        None, ge=0, description="texts a class made of its name, added to the training rows; the recipe chooses"
+    )
+    name_template: str = Field(NAME_TEMPLATE, description="the text made of a class's name, with {name} in it")
     patience: int | None = Field(3, ge=1, description="validations without a better metric before stopping")
     metric: str | None = Field(None, description="what early stopping and the choice of weights compare")
     checkpoint_every: float = Field(60.0, gt=0, description="seconds between saved states")
@@ -134,6 +141,13 @@ class TrainingSpec(_Section):
     def batch_rows(self) -> int:
         """The batch size, 32 when nobody chose one."""
         return self.batch_size or 32
+
+    @field_validator("name_template")
+    @classmethod
+    def _has_name(cls, value: str) -> str:
+        if "{name}" not in value:
+            raise ValueError(f"expected training.name_template with {{name}} in it, received {value!r}")
+        return value
 
     @field_validator("time_limit", mode="before")
     @classmethod

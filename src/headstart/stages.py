@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from headstart import catalog, inference, planning, probe, tasks
+from headstart import catalog, heads, inference, planning, probe, tasks
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError, did_you_mean
 from headstart.evaluation.calibration import fit_temperature
@@ -90,6 +90,9 @@ class Stages:
     remaining: list[MethodSpec] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     unlabelled: Encoded | None = None
+    enlarge: Callable[[list[str], list[str]], Encoded] | None = None
+    """The training rows encoded anew with more inputs and labels behind them."""
+
     features: dict[str, np.ndarray] = field(default_factory=dict)
 
     def training(self, stage: StageSpec) -> TrainingSpec:
@@ -115,7 +118,24 @@ class Stages:
                 f"stage '{stage.name}': optimizer = 'lbfgs' solves a linear head on frozen features, so its one method "
                 f"must be freeze:probe; received {[str(m) for m in stage.methods]}"
             )
+        self._check_names(training)
         return methods, hooks
+
+    def _check_names(self, training: TrainingSpec) -> None:
+        """Raises SpecError where class means or class names are asked for and the run has none."""
+        asked = [f"training.head = '{training.head}'"] if training.head in ("prototypes", "names") else []
+        asked += ["training.name_rows"] if training.name_rows else []
+        for key in asked:
+            if self.task.name != "classification":
+                raise SpecError(f"{key} needs classes, one a row; this run is {self.task.name}: leave it out")
+            if "name" not in key:
+                continue
+            if self.modality.name != "text":
+                raise SpecError(
+                    f"{key} needs a backbone that reads texts, since it reads the classes' names; "
+                    f"this run reads {self.modality.name}: use training.head=prototypes, or leave it out"
+                )
+            heads.sentences(self.task.labels, training.name_template, key)
 
     def run(
         self, stage: StageSpec, *, checkpoint: Path | None, identity: str, resume: bool, deadline: float | None
@@ -137,13 +157,42 @@ class Stages:
         result.seconds = time.monotonic() - started
         return result
 
+    def _rows(self, training: TrainingSpec) -> Encoded:
+        """The training rows, followed by texts made of the classes' names where the stage asks for them."""
+        if not training.name_rows or self.enlarge is None:
+            return self.train_rows
+        texts = heads.sentences(self.task.labels, training.name_template, "training.name_rows")
+        return self.enlarge(texts * training.name_rows, list(self.task.labels) * training.name_rows)
+
+    def _set_head(self, weight: Tensor, bias: Tensor) -> None:
+        head = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+        self.model.head = head.to(self.device)
+
+    def _start_head(self, stage: StageSpec, training: TrainingSpec) -> dict[str, Any]:
+        """Give a fresh head its start on frozen features; what is worth saying of it."""
+        if training.head == "probe":
+            solved = self._probe(stage, training)
+            return {"start": "probe", "score": solved.score, **solved.details}
+        targets = self.train_rows.targets
+        if targets is None:
+            raise SpecError(f"training.head = '{training.head}' needs labels")
+        features = self._features("train", self.train_rows)
+        if training.head == "prototypes":
+            start = heads.prototypes(features, targets, self.task)
+        else:
+            texts = heads.sentences(self.task.labels, training.name_template, "training.head = 'names'")
+            named = inference.pooled(self.model.backbone, Encoded.of(self.modality, self.model.backbone, texts))
+            start = heads.names(named, features, targets, self.task)
+        self._set_head(start.weight, start.bias)
+        return {"start": training.head, "score": start.score, "head_temperature": start.temperature}
+
     def _probe(self, stage: StageSpec, training: TrainingSpec) -> StageResult:
         found = self._solve(training)
-        head = nn.Linear(self.model.backbone.width, self.task.outputs)
-        with torch.no_grad():
-            head.weight.copy_(found.weight)
-            head.bias.copy_(found.bias)
-        self.model.head = head.to(self.device)
+        self._set_head(found.weight, found.bias)
+        head = self.model.head
         crossed = self.validation is None
         details: dict[str, Any] = {"c": found.c, "chosen_on": f"{probe.FOLDS} folds" if crossed else "validation"}
         # Answers out of fold are honest only while the backbone has not seen the rows' labels.
@@ -184,23 +233,21 @@ class Stages:
         deadline: float | None,
     ) -> StageResult:
         details: dict[str, Any] = {}
-        if self.fresh_head and training.head == "probe":
-            if not (resume and checkpoint is not None and checkpoint.exists()):
-                start = self._probe(stage, training)
-                details["head"] = {"start": "probe", "score": start.score, **start.details}
+        if not self.fresh_head:
             training = training.model_copy(update={"head": "probe"})
-        elif not self.fresh_head:
-            training = training.model_copy(update={"head": "probe"})
-        epochs = planning.choose_epochs(training, len(self.train_rows))
+        elif training.head != "random" and not (resume and checkpoint is not None and checkpoint.exists()):
+            details["head"] = self._start_head(stage, training)
+        rows = self._rows(training)
+        epochs = planning.choose_epochs(training, len(rows))
         rate = planning.choose_rate(training, methods, self.modality.name)
         bf16 = planning.choose_bf16(training.precision, self.device)
         if deadline is not None:
             left = max(1.0, deadline - time.monotonic())
-            row = planning.measure(self.model, self.train_rows, training, bf16=bf16, backward=True)
-            epochs = max(1, min(epochs, int(left / max(1e-9, row * len(self.train_rows)))))
+            row = planning.measure(self.model, rows, training, bf16=bf16, backward=True)
+            epochs = max(1, min(epochs, int(left / max(1e-9, row * len(rows)))))
             training = training.model_copy(update={"time_limit": left})
         loop = Loop(
-            self.model, hooks, self.train_rows, self.validation, training, epochs, rate, self.device,
+            self.model, hooks, rows, self.validation, training, epochs, rate, self.device,
             bf16=bf16, checkpoint=checkpoint, identity=identity, listen=self.listen,
         )  # fmt: skip
         trained = loop.train(resume=resume)
@@ -211,6 +258,8 @@ class Stages:
         # Methods that merge or cut at the end change the backbone without a parameter of it having learned.
         self.untouched = self.untouched and not learned_inside and not hooks.owners("finish")
         score = self._score()
+        if len(rows) > len(self.train_rows):
+            details["name_rows"] = len(rows) - len(self.train_rows)
         details |= {"epochs": epochs, "learning_rate": rate, "precision": "bf16" if bf16 else "fp32"}
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
@@ -239,13 +288,14 @@ class Stages:
             learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr]
             bf16 = planning.choose_bf16(training.precision, self.device)
             exact = training.optimizer == "lbfgs"
+            rows = len(self.train_rows) + (training.name_rows or 0) * self.task.outputs
             found.append(
                 planning.describe_stage(
                     stage.name,
                     methods,
                     training,
-                    rows=len(self.train_rows),
-                    epochs=planning.choose_epochs(training, len(self.train_rows)),
+                    rows=rows,
+                    epochs=planning.choose_epochs(training, rows),
                     rate=planning.choose_rate(training, methods, self.modality.name),
                     trainable=sum(p.numel() for p in learning.values()),
                     total=sum(p.numel() for p in trial.parameters()),
