@@ -52,14 +52,19 @@ def fit(
     targets: Tensor,
     task: Task,
     validation: tuple[np.ndarray, Tensor] | None = None,
+    extra: tuple[np.ndarray, Tensor] | None = None,
     *,
     seed: int = 0,
 ) -> Probe:
     """Solve the probe for each strength, keep the one that is best on the validation rows or across folds.
 
     features: (n,D) float32; targets as the task encodes them; validation: the same pair for rows to choose on.
+    extra: rows that are always fitted and never held out, such as texts made of the classes' names.
     """
-    x = torch.from_numpy(np.ascontiguousarray(features)).double()
+    x, rows = torch.from_numpy(np.ascontiguousarray(features)).double(), len(features)
+    if extra is not None:
+        x = torch.cat([x, torch.from_numpy(np.ascontiguousarray(extra[0])).double()])
+        targets = torch.cat([targets, extra[1]])
     if validation is not None:
         held_x, held_y = torch.from_numpy(np.ascontiguousarray(validation[0])).double(), validation[1]
         found = [solve(x, targets, task, c) for c in STRENGTHS]
@@ -67,12 +72,14 @@ def fit(
         best, score = _choose(task, answers, held_y)
         weight, bias = found[best]
         return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
-    answers = [torch.zeros(len(x), task.outputs, dtype=torch.float64) for _ in STRENGTHS]
-    for fitted, held in folds(targets, FOLDS, seed):
+    answers = [torch.zeros(rows, task.outputs, dtype=torch.float64) for _ in STRENGTHS]
+    always = torch.arange(rows, len(x))
+    for fitted, held in folds(targets[:rows], FOLDS, seed):
+        fitted = torch.cat([fitted, always])
         for position, c in enumerate(STRENGTHS):
             weight, bias = solve(x[fitted], targets[fitted], task, c)
             answers[position][held] = x[held] @ weight.T + bias
-    best, score = _choose(task, answers, targets)
+    best, score = _choose(task, answers, targets[:rows])
     weight, bias = solve(x, targets, task, STRENGTHS[best])
     return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
 

@@ -183,8 +183,7 @@ class Stages:
         if training.head == "prototypes":
             start = heads.prototypes(features, targets, self.task)
         else:
-            texts = heads.sentences(self.task.labels, training.name_template, "training.head = 'names'")
-            named = inference.pooled(self.model.backbone, Encoded.of(self.modality, self.model.backbone, texts))
+            named = self._named(training, "training.head = 'names'")
             start = heads.names(named, features, targets, self.task)
         self._set_head(start.weight, start.bias)
         return {"start": training.head, "score": start.score, "head_temperature": start.temperature}
@@ -195,6 +194,8 @@ class Stages:
         head = self.model.head
         crossed = self.validation is None
         details: dict[str, Any] = {"c": found.c, "chosen_on": f"{probe.FOLDS} folds" if crossed else "validation"}
+        if training.name_rows:
+            details["name_rows"] = training.name_rows * self.task.outputs
         # Answers out of fold are honest only while the backbone has not seen the rows' labels.
         if crossed and self.untouched and self.task.name != "regression" and self.train_rows.targets is not None:
             details["temperature"] = fit_temperature(found.held_out, self.train_rows.targets)
@@ -212,7 +213,18 @@ class Stages:
         if len(rows) > PROBE_ROWS and self.fresh_head and training.optimizer != "lbfgs":
             chosen = np.random.default_rng(training.seed).choice(len(rows), PROBE_ROWS, replace=False)
             features, targets = features[chosen], targets[torch.from_numpy(chosen)]
-        return probe.fit(features, targets, self.task, validation, seed=training.seed)
+        extra = None
+        if training.name_rows:
+            labels = list(self.task.labels) * training.name_rows
+            named = self._named(training, "training.name_rows")
+            extra = (np.tile(named, (training.name_rows, 1)), self.task.encode(labels))
+        return probe.fit(features, targets, self.task, validation, extra, seed=training.seed)
+
+    def _named(self, training: TrainingSpec, asked: str) -> np.ndarray:
+        """Features (K,D) of a text made of each class's name. asked: the key that wants them."""
+        backbone = self.model.backbone
+        texts = heads.sentences(self.task.labels, training.name_template, asked)
+        return inference.pooled(backbone, Encoded.of(self.modality, backbone, texts))
 
     def _features(self, name: str, rows: Encoded) -> np.ndarray:
         if not self.untouched:
