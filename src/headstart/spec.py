@@ -1,7 +1,8 @@
 """What the user asked for: one validated value, from flags, TOML or Python.
 
 A spec is frozen, hashable (`digest`), saved in every bundle, and running it again repeats the run. Unknown keys are
-refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, plus `methods` and `stages`.
+refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, `evaluation`, plus `methods` and
+`stages`.
 """
 
 from __future__ import annotations
@@ -13,14 +14,11 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headstart.errors import SpecError, did_you_mean
-
-NAME_TEMPLATE = "This text is about {name}."
-"""How a class's name becomes a text."""
 
 
 class _Section(BaseModel):
@@ -49,15 +47,28 @@ class DataSpec(_Section):
     separator: str | None = Field(None, description="between the labels of one cell, for several labels a row")
     per_class: int | None = Field(None, ge=1, description="keep this many training rows of each class")
     fraction: float | None = Field(None, gt=0, le=1, description="keep this share of the training rows, by class")
+    check_labels: bool = Field(False, description="list training rows whose label looks wrong, in the report")
 
 
 class TaskSpec(_Section):
     """What is to be learned."""
 
     name: str | None = Field(None, description="classification, multilabel or regression; inferred when left out")
-    class_weights: Literal["none", "balanced"] = "none"
+    class_weights: Literal["none", "balanced", "effective"] = Field(
+        "none", description="rare classes weigh more: by their rows, or by their effective number (Cui et al. 2019)"
+    )
+    effective_beta: float = Field(0.999, ge=0, lt=1, description="how far class_weights=effective goes; 0 not at all")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     focal_gamma: float = Field(0.0, ge=0, description="focal loss (Lin et al. 2017); 0 is cross-entropy")
+    logit_adjustment: float = Field(
+        0.0, ge=0, description="tau of the logit-adjusted loss (Menon et al. 2021) for rare classes; 0 is off, 1 usual"
+    )
+    gce_q: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="q of generalised cross-entropy (Zhang and Sabuncu 2018) for wrong labels; 0 is off",
+    )
 
 
 class BackboneSpec(_Section):
@@ -72,6 +83,9 @@ class BackboneSpec(_Section):
     )
     max_length: int | None = Field(None, ge=4, description="tokens kept of a text")
     image_size: int | None = Field(None, ge=16, description="height and width in pixels")
+    layers: Annotated[int, Field(ge=1)] | tuple[int, ...] | None = Field(
+        None, description="keep this many blocks, evenly spaced, or those of a list such as [0, 2, 5]"
+    )
     pretrained: bool = Field(True, description="false starts from random weights: what `compare` calls scratch")
     allow_pickle: bool = Field(False, description="read weights that are not safetensors")
     trust_remote_code: bool = False
@@ -113,6 +127,7 @@ class TrainingSpec(_Section):
     schedule: Literal["cosine", "linear", "constant", "one_cycle"] = "cosine"
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.01, ge=0)
+    decay_norms: bool = Field(False, description="whether weight decay holds for biases and norms too")
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -129,7 +144,9 @@ class TrainingSpec(_Section):
     name_rows: int | None = Field(
         None, ge=0, description="texts a class made of its name, added to the training rows; the recipe chooses"
     )
-    name_template: str = Field(NAME_TEMPLATE, description="the text made of a class's name, with {name} in it")
+    name_template: str = Field(
+        "This text is about {name}.", pattern=r"\{name\}", description="the text made of a class's name"
+    )
     patience: int | None = Field(3, ge=1, description="validations without a better metric before stopping")
     metric: str | None = Field(None, description="what early stopping and the choice of weights compare")
     checkpoint_every: float = Field(60.0, gt=0, description="seconds between saved states")
@@ -142,17 +159,26 @@ class TrainingSpec(_Section):
         """The batch size, 32 when nobody chose one."""
         return self.batch_size or 32
 
-    @field_validator("name_template")
-    @classmethod
-    def _has_name(cls, value: str) -> str:
-        if "{name}" not in value:
-            raise ValueError(f"expected training.name_template with {{name}} in it, received {value!r}")
-        return value
-
     @field_validator("time_limit", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
         return parse_duration(value) if isinstance(value, str) else value
+
+
+class EvaluationSpec(_Section):
+    """What the report measures beside the metrics."""
+
+    robust: bool = Field(False, description="measure attacked and spoiled rows too: see docs/robustness.md")
+    robust_rows: int = Field(300, ge=1, description="rows that are attacked at most, a seeded sample")
+    robust_steps: int = Field(10, ge=1, description="steps of an attack")
+    radii: tuple[float, ...] | None = Field(None, description="of the attacks; the usual ones when left out")
+
+    @field_validator("radii")
+    @classmethod
+    def _lengths(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and (not value or min(value) < 0):
+            raise ValueError(f"evaluation.radii: expected one or more lengths of at least 0, received {list(value)}")
+        return value
 
 
 class StageSpec(_Section):
@@ -192,6 +218,7 @@ class Spec(_Section):
     backbone: BackboneSpec = BackboneSpec()
     methods: tuple[MethodSpec, ...] | None = None
     training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
     stages: tuple[StageSpec, ...] = ()
     keep: Literal["last", "best"] = Field("last", description="which stage's model is the result, by validation")
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import catalog, heads, inference, planning, probe, tasks
+from headstart import bundle, catalog, heads, inference, label_errors, planning, probe, tasks
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError, did_you_mean
 from headstart.evaluation.calibration import fit_temperature
@@ -81,6 +81,9 @@ class Stages:
     validation: Encoded | None
     labels: list[Any]
     device: torch.device
+    inputs: Sequence[Any] = ()
+    """The raw training rows, for methods that make more of them."""
+
     fresh_head: bool = True
     untouched: bool = True
     """Whether the backbone still has the weights it was loaded with, so that cached features hold."""
@@ -90,9 +93,6 @@ class Stages:
     remaining: list[MethodSpec] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
     unlabelled: Encoded | None = None
-    enlarge: Callable[[list[str], list[str]], Encoded] | None = None
-    """The training rows encoded anew with more inputs and labels behind them."""
-
     features: dict[str, np.ndarray] = field(default_factory=dict)
 
     def training(self, stage: StageSpec) -> TrainingSpec:
@@ -109,7 +109,9 @@ class Stages:
         """Methods and their legality, before anything is spent."""
         methods = make_methods(stage.methods)
         seed = seed_of(self.spec.training.seed, stage.name)
-        hooks = Hooks(methods, self.stage_task(stage), self.modality, seed, unlabelled=self.unlabelled)
+        hooks = Hooks(
+            methods, self.stage_task(stage), self.modality, seed, unlabelled=self.unlabelled, bundle=bundle.load
+        )
         training = self.training(stage)
         if training.optimizer == "lbfgs" and (
             len(methods) != 1 or getattr(methods.get("freeze"), "probe", False) is not True
@@ -153,16 +155,12 @@ class Stages:
             if method.remains():
                 self.remaining.append(MethodSpec(name=name, options=method.options()))
             self.files.update(method.artefacts())
+            for note in method.notes():
+                result.notes.append(note)
+                self.listen("note", {"text": note})
         self.fresh_head = False
         result.seconds = time.monotonic() - started
         return result
-
-    def _rows(self, training: TrainingSpec) -> Encoded:
-        """The training rows, followed by texts made of the classes' names where the stage asks for them."""
-        if not training.name_rows or self.enlarge is None:
-            return self.train_rows
-        texts = heads.sentences(self.task.labels, training.name_template, "training.name_rows")
-        return self.enlarge(texts * training.name_rows, list(self.task.labels) * training.name_rows)
 
     def _set_head(self, weight: Tensor, bias: Tensor) -> None:
         head = nn.Linear(weight.shape[1], weight.shape[0])
@@ -195,7 +193,7 @@ class Stages:
         crossed = self.validation is None
         details: dict[str, Any] = {"c": found.c, "chosen_on": f"{probe.FOLDS} folds" if crossed else "validation"}
         if training.name_rows:
-            details["name_rows"] = training.name_rows * self.task.outputs
+            details["rows_added"] = {"name_rows": training.name_rows * self.task.outputs}
         # Answers out of fold are honest only while the backbone has not seen the rows' labels.
         if crossed and self.untouched and self.task.name != "regression" and self.train_rows.targets is not None:
             details["temperature"] = fit_temperature(found.held_out, self.train_rows.targets)
@@ -226,6 +224,13 @@ class Stages:
         texts = heads.sentences(self.task.labels, training.name_template, asked)
         return inference.pooled(backbone, Encoded.of(self.modality, backbone, texts))
 
+    def label_errors(self) -> list[label_errors.Suspect]:
+        """Training rows whose label looks wrong on the features as they are now: to be asked before any stage runs."""
+        if self.train_rows.targets is None:
+            raise SpecError("labels can be checked only where there are some")
+        features = self._features("train", self.train_rows)
+        return label_errors.find(features, self.train_rows.targets, self.task, seed=self.spec.training.seed)
+
     def _features(self, name: str, rows: Encoded) -> np.ndarray:
         if not self.untouched:
             return inference.pooled(self.model.backbone, rows)
@@ -244,13 +249,12 @@ class Stages:
         resume: bool,
         deadline: float | None,
     ) -> StageResult:
-        details: dict[str, Any] = {}
+        rows, details = self._rows(hooks, training)
         if not self.fresh_head:
             training = training.model_copy(update={"head": "probe"})
         elif training.head != "random" and not (resume and checkpoint is not None and checkpoint.exists()):
             details["head"] = self._start_head(stage, training)
-        rows = self._rows(training)
-        epochs = planning.choose_epochs(training, len(rows))
+        epochs = planning.choose_epochs(training, len(self.train_rows))
         rate = planning.choose_rate(training, methods, self.modality.name)
         bf16 = planning.choose_bf16(training.precision, self.device)
         if deadline is not None:
@@ -270,13 +274,28 @@ class Stages:
         # Methods that merge or cut at the end change the backbone without a parameter of it having learned.
         self.untouched = self.untouched and not learned_inside and not hooks.owners("finish")
         score = self._score()
-        if len(rows) > len(self.train_rows):
-            details["name_rows"] = len(rows) - len(self.train_rows)
         details |= {"epochs": epochs, "learning_rate": rate, "precision": "bf16" if bf16 else "fp32"}
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
             trained.history, trained.notes, details,
         )  # fmt: skip
+
+    def _rows(self, hooks: Hooks, training: TrainingSpec) -> tuple[Encoded, dict[str, Any]]:
+        """The training rows with those that methods and class names add, and for the report how many each added."""
+        added = {name: rows for name, rows in hooks.rows(self.inputs).items() if rows}
+        if training.name_rows and self.train_rows.targets is not None:
+            texts = heads.sentences(self.task.labels, training.name_template, "training.name_rows")
+            # A name has the label, weight and origin of the first row of its class.
+            first = [int((self.train_rows.targets == k).nonzero()[0]) for k in range(len(texts))]
+            added["name_rows"] = list(zip(first, texts, strict=True)) * training.name_rows
+        if not added:
+            return self.train_rows, {}
+        counts = {name: len(rows) for name, rows in added.items()}
+        for name, count in counts.items():
+            self.listen("note", {"text": f"'{name}' adds {count} rows to the {len(self.train_rows)} training rows"})
+        every = [row for rows in added.values() for row in rows]
+        rows = self.train_rows.extended(self.modality, self.model.backbone, self.inputs, every)
+        return rows, {"rows_added": counts}
 
     def _score(self) -> float | None:
         if self.validation is None or self.validation.targets is None:
@@ -300,14 +319,13 @@ class Stages:
             learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr]
             bf16 = planning.choose_bf16(training.precision, self.device)
             exact = training.optimizer == "lbfgs"
-            rows = len(self.train_rows) + (training.name_rows or 0) * self.task.outputs
             found.append(
                 planning.describe_stage(
                     stage.name,
                     methods,
                     training,
-                    rows=rows,
-                    epochs=planning.choose_epochs(training, rows),
+                    rows=len(self.train_rows),
+                    epochs=planning.choose_epochs(training, len(self.train_rows)),
                     rate=planning.choose_rate(training, methods, self.modality.name),
                     trainable=sum(p.numel() for p in learning.values()),
                     total=sum(p.numel() for p in trial.parameters()),

@@ -24,13 +24,17 @@ KEYS: dict[str, str] = {
     "metric": "the name of the metric that chose the model",
     "metrics": "split -> metric -> value, low, high (95 % bootstrap interval; null where the rows cannot say)",
     "splits": "split -> rows, per_class, confusion, calibration, scatter, slices, mistakes",
+    "robustness": "of attacked and spoiled rows, where that was asked for: split, metric, rows, norm, steps, clean, "
+    "attacks, corruptions",
     "rows": "read = trained + validated + tested + unlabelled + all of dropped, a reason -> count",
     "parameters": "trainable, in the kept stage, and total",
     "cost": "seconds, peak_memory_bytes, rows_trained, rows_per_second",
     "plan": "what was planned, with estimated_seconds and actual_seconds",
     "stages": "one record a stage: name, score, seconds, rows_trained, trainable, stopped, history, notes, details, "
     "kept",
-    "transfer": "one record a comparison: against, budget, value, low, high, p",
+    "transfer": "one record a comparison: against, budget, metric, value, low, high, p",
+    "label_errors": "with data.check_labels, training rows whose label looks wrong: row, given, suggested, probability, "
+    "quality, the first with their text or picture",
     "findings": "one record a finding in the data: level, code, message, rows",
     "calibration": "temperature, what outputs are divided by before probabilities are made",
     "backbone": "ref, source, digest",
@@ -47,12 +51,14 @@ _NEUTRAL: dict[str, Any] = {
     "metric": "",
     "metrics": {},
     "splits": {},
+    "robustness": {},
     "rows": {"read": None, "trained": None, "validated": None, "tested": None, "unlabelled": 0, "dropped": {}},
     "parameters": {"trainable": None, "total": None},
     "cost": {"seconds": None, "peak_memory_bytes": None, "rows_trained": None, "rows_per_second": None},
     "plan": {"estimated_seconds": None, "actual_seconds": None},
     "stages": [],
     "transfer": [],
+    "label_errors": [],
     "findings": [],
     "calibration": {"temperature": 1.0},
     "backbone": {"ref": None, "source": {}, "digest": None},
@@ -187,6 +193,7 @@ def summary(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"{split} ({amount(rows)} rows): {'; '.join(shown)}")
     if not record["metrics"]:
         lines.append("nothing was measured: there were no rows to measure on")
+    lines += _robust(record["robustness"])
     cost, parameters = record["cost"], record["parameters"]
     kept = next((stage["name"] for stage in record["stages"] if stage.get("kept")), None)
     lines.append(
@@ -194,8 +201,23 @@ def summary(record: Mapping[str, Any]) -> list[str]:
         + (f" in the kept stage '{kept}'" if kept else "")
         + f"; {duration(cost['seconds'])}, peak {memory(cost['peak_memory_bytes'])}"
     )
+    if record["label_errors"]:
+        lines.append(
+            f"{amount(len(record['label_errors']))} training rows have labels that look wrong: see report.html"
+        )
     serious = [f["message"] for f in record["findings"] if f["level"] != "note"]
     return [*lines, *(f"finding: {message}" for message in serious[:5])]
+
+
+def _robust(record: Mapping[str, Any]) -> list[str]:
+    """One line on attacked rows: the metric at each radius beside the clean one."""
+    from headstart.evaluation.wording import metric_name, radius_name
+
+    if not record:
+        return []
+    attacks = (f"{_measured(a)} within {radius_name(a['radius'], record['norm'])}" for a in record["attacks"])
+    shown = "; ".join([f"{_measured(record['clean'])} clean", *attacks])
+    return [f"attacked ({record['rows']} {record['split']} rows): {metric_name(record['metric'])} {shown}"]
 
 
 def _measured(entry: Mapping[str, float | None]) -> str:

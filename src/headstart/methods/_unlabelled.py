@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError
 from headstart.methods._attack import still
 from headstart.methods._draws import branch
 from headstart.protocols import Context
 from headstart.values import Batch
+
+if TYPE_CHECKING:
+    from headstart.encoded import Encoded
 
 NEED = {
     "task.classification": "it guesses one class a row",
@@ -34,7 +37,8 @@ def draw(batch: Batch, ratio: float, ctx: Context) -> tuple[Batch, torch.Generat
     rows = ctx.unlabelled
     if rows is None or not len(rows):
         raise MethodError(f"'{ctx.owner}' has no unlabelled rows to draw from: give them with --unlabelled")
-    generator = torch.Generator().manual_seed(seed_of(branch(ctx.generator).initial_seed(), *batch.row.tolist()))
+    own = np.random.SeedSequence([branch(ctx.generator).initial_seed(), *(batch.row + 1).tolist()])
+    generator = torch.Generator().manual_seed(int(own.generate_state(1)[0]))
     count = max(1, math.ceil(ratio * len(batch)))
     return _take(rows, count, generator).to(batch.weight.device), generator
 

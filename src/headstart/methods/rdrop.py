@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional
 
 from headstart.methods._attack import still
 from headstart.methods._checks import number
+from headstart.methods._distance import symmetric
 from headstart.methods._rows import weighted
 from headstart.protocols import Context, Method
 from headstart.values import View
@@ -56,14 +56,6 @@ class RDrop(Method):
             return {"rdrop": view.outputs.sum() * 0.0}
         with ctx.autocast(), still(view.model):
             _, again = view.model(view.batch)
-        return {"rdrop": self.alpha * weighted(_distance(view.outputs, again.float(), ctx.task.name), view.batch)}
-
-
-def _distance(a: Tensor, b: Tensor, task: str) -> Tensor:
-    """(N,). The sum of both divergences is sum_k (p_k - q_k) (log p_k - log q_k), here halved."""
-    if task == "regression":
-        return (a - b).square().mean(1)
-    if task == "multilabel":
-        return 0.5 * ((a.sigmoid() - b.sigmoid()) * (a - b)).mean(1)
-    p, q = functional.log_softmax(a, 1), functional.log_softmax(b, 1)
-    return 0.5 * ((p.exp() - q.exp()) * (p - q)).sum(1)
+        half = 1.0 if ctx.task.name == "regression" else 0.5
+        distance = half * symmetric(view.outputs, again.float(), ctx.task.name)
+        return {"rdrop": self.alpha * weighted(distance, view.batch)}
