@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headstart import backbones, catalog, data, inference, planning, recipe
+from headstart import backbones, catalog, data, heads, inference, planning, recipe
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded, seed_of
@@ -131,6 +131,7 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
         rows=len(loaded.train),
         outputs=task.outputs,
         validated=loaded.validation is not None,
+        named=heads.named(task.labels),
     )
     backbone = backbones.load(spec.backbone, modality.name, seed=spec.training.seed)
     torch.manual_seed(seed_of(spec.training.seed, "head"))
