@@ -24,7 +24,7 @@ from headstart.model import Model
 from headstart.planning import Plan
 from headstart.protocols import Method, Modality, Task
 from headstart.spec import MethodSpec, Spec
-from headstart.stages import StageResult, Stages, make_task
+from headstart.stages import StageResult, Stages, task_of
 from headstart.tracking import Tracker, curves, open_tracker
 
 RUN = "run.json"
@@ -115,13 +115,16 @@ def _constructs(cls: type[Method]) -> bool:
 def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listener = lambda event, figures: None) -> Run:
     """Read, check and assemble; raises the BadInput that applies before anything is spent.
 
-    memory: `inputs`, `labels` (and `validation`, `test` pairs) when the rows are not in files.
+    memory: `inputs`, `labels` (and `validation`, `test` pairs) when the rows are not in files; by task of several.
     """
     started = time.monotonic()
-    loaded = data.from_memory(spec=spec, **memory) if memory is not None else data.load(spec)
+    if spec.tasks:
+        loaded = data.load_several(spec, memory)
+    else:
+        loaded = data.from_memory(spec=spec, **memory) if memory is not None else data.load(spec)
     modality: Modality = catalog.find("modalities", loaded.columns.modality)()
     labels = loaded.train.labels()
-    task = make_task(loaded.columns.task, labels, spec.task, spec.training.metric, loaded.columns.labels)
+    task = task_of(spec, loaded, labels)
     written = recipe.expand(
         spec,
         task=task.name,
@@ -153,6 +156,7 @@ def fit(
     train: Any = None,
     labels: Sequence[Any] | None = None,
     *,
+    tasks: Mapping[str, Any] | None = None,
     validation: Any = None,
     test: Any = None,
     task: str | None = None,
@@ -177,14 +181,18 @@ def fit(
     """Labelled rows and a pretrained backbone in, a proven bundle out.
 
     train: a file or folder, or the inputs themselves (texts; paths, PIL pictures or arrays) with `labels` beside them;
-    validation and test likewise (in memory: a pair of inputs and labels). With no `methods` the default recipe runs.
+    validation and test likewise (in memory: a pair of inputs and labels). tasks, in place of all these, is several
+    tasks on one backbone: name -> `data` and `task` as in a spec, with pairs of inputs and labels where files may stand.
+    With no `methods` the default recipe runs.
     With `out` the bundle is saved there, and a run that was cut off goes on with `resume=True`.
 
     Raises BadInput (SpecError, DataError, BackboneError, MethodError, BundleError) before training, Interrupted on
     SIGINT with the state saved.
     """
     files = train is None or (isinstance(train, str | Path) and labels is None)
+    several, memory = (None, None) if tasks is None else data.apart(tasks)
     flat = {
+        "tasks": several,
         "data__validation": str(validation) if files and validation is not None else None,
         "data__test": str(test) if files and test is not None else None,
         "data__text": text,
@@ -202,9 +210,12 @@ def fit(
     if resume and folder is not None and train is None and spec is None:
         spec = _unfinished(folder)
     asked = make_spec(train if files else None, spec=spec, methods=methods, sets=sets, **flat)
-    if files and asked.data.train is None:
+    if files and asked.data.train is None and not asked.tasks:
         raise SpecError("there is nothing to learn from: give the training file, or data.train in the spec")
-    memory = None if files else {"inputs": train, "labels": labels, "validation": validation, "test": test}
+    if not files:
+        if asked.tasks:
+            raise SpecError("rows were given beside tasks, which have their own: name them in tasks")
+        memory = {"inputs": train, "labels": labels, "validation": validation, "test": test}
     if folder is not None and resume and (folder / "bundle.json").exists():
         listen("note", {"text": f"'{folder}' is finished; nothing to resume"})
         return bundles.load(folder)

@@ -61,7 +61,8 @@ class Hooks:
                     )
 
     def _offers(self, need: str) -> bool:
-        if need == "run.start":  # every run has one; asking for it is what keeps it (`adapt`)
+        # Every run has a start; asking for it is what keeps it (`adapt`). Batches of several tasks are seen to by stages.
+        if need in ("run.start", "run.mixed"):
             return True
         room, _, what = need.partition(".")
         if need == "task.mix":

@@ -127,6 +127,33 @@ class Weighted:
     shares: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True)
+class Member:
+    """One task of several that share a run.
+
+    index: its number, which is also the `origin` of its rows. columns: its share of the head's outputs. width: columns
+    of its own targets, 0 where they are class numbers. Targets of several tasks are (N,1+W): the number of the row's
+    task, then that task's own target.
+    """
+
+    name: str
+    task: Task
+    index: int
+    columns: slice
+    width: int
+
+    def rows(self, targets: Any) -> Any:
+        """Which of these rows are its own, (N,) bool; targets (N,1+W), a tensor or an array."""
+        return targets[:, 0] == self.index
+
+    def own(self, targets: Any) -> Any:
+        """The targets of its rows as its task encodes them, from (n,1+W)."""
+        if self.width:
+            return targets[:, 1 : 1 + self.width]
+        numbers = targets[:, 1]
+        return numbers.long() if isinstance(numbers, Tensor) else numbers.astype(np.int64)
+
+
 class Task(ABC):
     """What is to be learned: targets, head, loss per row, answers, metrics.
 
@@ -153,13 +180,22 @@ class Task(ABC):
         """K."""
         return len(self.labels)
 
+    @property
+    def members(self) -> Sequence[Member]:
+        """The tasks that this one is made of; none for a single task."""
+        return ()
+
+    def origins(self, targets: Tensor) -> Tensor:
+        """`Batch.origin` of rows with these targets, (rows,) int64."""
+        return torch.zeros(len(targets), dtype=torch.int64)
+
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The training loss of each row, (N,). outputs (N,K); targets as `encode` or `mix` made them."""
 
     @abstractmethod
-    def scores(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
-        """Probabilities or values, (N,K), from raw outputs."""
+    def scores(self, outputs: Tensor, temperature: Any = 1.0) -> Tensor:
+        """Probabilities or values, (N,K), from raw outputs; several tasks take a temperature each, by name."""
 
     @abstractmethod
     def decode(self, scores: np.ndarray) -> Decoded:

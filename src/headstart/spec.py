@@ -1,7 +1,8 @@
 """What the user asked for: one validated value, from flags, TOML or Python.
 
 A spec is frozen, hashable (`digest`), saved in every bundle, and running it again repeats the run. Unknown keys are
-refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, plus `methods` and `stages`.
+refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, plus `methods` and `stages`; for
+several tasks on one backbone `tasks`, a table of `data` and `task` a name, in place of the first two.
 """
 
 from __future__ import annotations
@@ -52,6 +53,13 @@ class TaskSpec(_Section):
     class_weights: Literal["none", "balanced"] = "none"
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     focal_gamma: float = Field(0.0, ge=0, description="focal loss (Lin et al. 2017); 0 is cross-entropy")
+
+
+class MemberSpec(_Section):
+    """One task of several: its rows, and what is to be learned of them."""
+
+    data: DataSpec = DataSpec()
+    task: TaskSpec = TaskSpec()
 
 
 class BackboneSpec(_Section):
@@ -113,6 +121,10 @@ class TrainingSpec(_Section):
     batches: Literal["length", "pairs"] = Field(
         "length", description="rows of like length together, or every row with another of its class"
     )
+    sampling: Literal["size", "temperature", "uniform", "round_robin"] = Field(
+        "size", description="of several tasks: each one's share of an epoch; round_robin has one task a batch"
+    )
+    sampling_temperature: float = Field(2.0, ge=1, description="T of shares that go with rows^(1/T); 1 is by size")
     task_weight: float = Field(
         1.0, ge=0, description="factor on the task's loss; 0 leaves the methods' penalties alone"
     )
@@ -172,6 +184,7 @@ class Spec(_Section):
 
     data: DataSpec = DataSpec()
     task: TaskSpec = TaskSpec()
+    tasks: dict[str, MemberSpec] = Field(default_factory=dict, description="several tasks on one backbone, by name")
     backbone: BackboneSpec = BackboneSpec()
     methods: tuple[MethodSpec, ...] | None = None
     training: TrainingSpec = TrainingSpec()
@@ -190,9 +203,39 @@ class Spec(_Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages need different names, received {names}")
-        if self.data.split in ("group", "time") and getattr(self.data, self.data.split) is None:
-            raise ValueError(f"data.split = '{self.data.split}' needs data.{self.data.split}, the column to split by")
+        for where, data in (("", self.data), *((f"tasks.{name}.", own.data) for name, own in self.tasks.items())):
+            if data.split in ("group", "time") and getattr(data, data.split) is None:
+                raise ValueError(f"{where}data.split = '{data.split}' needs data.{data.split}, the column to split by")
+        if self.tasks:
+            self._several()
+        elif self.training.sampling != "size":
+            raise ValueError("training.sampling shares an epoch between several tasks, and this run has one: leave it out")
+        if "multitask" in (self.task.name, *(own.task.name for own in self.tasks.values())):
+            raise ValueError("task.name says what one set of rows is about; several have a table [tasks.NAME] each")
         return self
+
+    def _several(self) -> None:
+        """What runs of several tasks must and must not have."""
+        if len(self.tasks) == 1:
+            raise ValueError("tasks: expected two or more, received one; give it as data and task at the top instead")
+        for name in self.tasks:
+            if not re.fullmatch(r"[A-Za-z0-9]\w*", name):
+                raise ValueError(f"tasks: expected names of letters, digits and underscores, received '{name}'")
+        for key, section in (("data", DataSpec), ("task", TaskSpec)):
+            if (given := getattr(self, key)) != section():
+                first = min(given.model_fields_set, default="")
+                raise ValueError(f"{key}.{first} stands beside tasks, which have their own: write it in tasks.NAME.{key}")
+        if self.training.batches == "pairs" or any(s.training.get("batches") == "pairs" for s in self.stages):
+            raise ValueError("training.batches = 'pairs' is about rows of one class, which several tasks do not share")
+        for stage in self.stages:
+            if stage.task:
+                raise ValueError(f"stage '{stage.name}' changes its task, of which there are several: use tasks.NAME.task")
+
+    def alone(self, name: str) -> Spec:
+        """The spec of one of the tasks by itself, with the same settings."""
+        own = self.tasks[name]
+        plain = self.training.model_copy(update={"sampling": "size"})
+        return self.model_copy(update={"tasks": {}, "data": own.data, "task": own.task, "training": plain})
 
     @classmethod
     def make(cls, record: Mapping[str, Any] | None = None, sets: Sequence[str] = (), **flat: Any) -> Spec:

@@ -18,12 +18,13 @@ FORMAT = 1
 
 KEYS: dict[str, str] = {
     "format": "the version of these keys, 1",
-    "task": "classification, multilabel or regression",
+    "task": "classification, multilabel or regression; multitask for several",
     "modality": "text or image",
     "labels": "class names, or the names of the regression targets",
     "metric": "the name of the metric that chose the model",
     "metrics": "split -> metric -> value, low, high (95 % bootstrap interval; null where the rows cannot say)",
     "splits": "split -> rows, per_class, confusion, calibration, scatter, slices, mistakes",
+    "tasks": "of several tasks, name -> task, labels, metric, metrics, splits, rows, temperature, columns of its own",
     "rows": "read = trained + validated + tested + all of dropped, a reason -> count",
     "parameters": "trainable, in the kept stage, and total",
     "cost": "seconds, peak_memory_bytes, rows_trained, rows_per_second",
@@ -32,7 +33,7 @@ KEYS: dict[str, str] = {
     "kept",
     "transfer": "one record a comparison: against, budget, value, low, high, p",
     "findings": "one record a finding in the data: level, code, message, rows",
-    "calibration": "temperature, what outputs are divided by before probabilities are made",
+    "calibration": "temperature, what outputs are divided by before probabilities are made; of several tasks by name",
     "backbone": "ref, source, digest",
     "data": "fingerprint, columns, said (what was inferred)",
     "environment": "python, platform, cpu_count, threads, device, packages",
@@ -47,6 +48,7 @@ _NEUTRAL: dict[str, Any] = {
     "metric": "",
     "metrics": {},
     "splits": {},
+    "tasks": {},
     "rows": {"read": None, "trained": None, "validated": None, "tested": None, "dropped": {}},
     "parameters": {"trainable": None, "total": None},
     "cost": {"seconds": None, "peak_memory_bytes": None, "rows_trained": None, "rows_per_second": None},
@@ -181,8 +183,9 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     kind = f"{record['task']} on {record['modality']}" if record["modality"] else record["task"]
     lines = [f"{kind}, {len(record['labels'])} outputs, backbone {record['backbone']['ref']}"]
     for split, metrics in record["metrics"].items():
-        first = [record["metric"], *(name for name in metrics if name != record["metric"])]
-        shown = [f"{metric_name(n)} {_measured(metrics[n])}" for n in first[:3] if n in metrics]
+        own = [f"{name}.{task['metric']}" for name, task in record["tasks"].items()]
+        first = [record["metric"], *(name for name in own or metrics if name != record["metric"])]
+        shown = [f"{metric_name(n)} {_measured(metrics[n])}" for n in first[: len(own) + 1 if own else 3] if n in metrics]
         rows = record["splits"].get(split, {}).get("rows")
         lines.append(f"{split} ({amount(rows)} rows): {'; '.join(shown)}")
     if not record["metrics"]:
