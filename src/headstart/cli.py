@@ -28,6 +28,7 @@ Train = Annotated[str | None, typer.Argument(help="csv, tsv, jsonl, parquet, Arr
 Test = Annotated[str | None, typer.Option(help="labelled rows to report on")]
 Validation = Annotated[str | None, typer.Option(help="labelled rows to choose on; split off when left out")]
 Task = Annotated[str | None, typer.Option(help="classification, multilabel or regression; inferred when left out")]
+OneTask = Annotated[str | None, typer.Option("--task", help="of a model with several tasks, this one")]
 Text = Annotated[str | None, typer.Option(help="the text column")]
 Image = Annotated[str | None, typer.Option(help="the image column")]
 Label = Annotated[list[str] | None, typer.Option(help="the label column; repeat it for several targets")]
@@ -131,13 +132,14 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="a bundle's folder")],
     rows: Annotated[str, typer.Argument(help="rows to answer, in any format that fit reads")],
     out: Annotated[Path, typer.Option(help=".csv, .tsv, .jsonl or .parquet")],
+    task: OneTask = None,
     as_json: Json = False,
 ) -> None:
     """Answer every row of a file: its columns, `prediction` and one score column a label."""
     from headstart import verbs
     from headstart.terminal import Terminal
 
-    count = verbs.predict(bundle, rows, out)
+    count = verbs.predict(bundle, rows, out, task=task)
     Terminal().say(f"done: {count} rows answered in '{out}'")
     if as_json:
         _print_json({"rows": count, "out": str(out)})
@@ -151,6 +153,7 @@ def evaluate(
         list[str] | None, typer.Option("--slice", help="a column; each value is measured by itself")
     ] = None,
     on_bad_row: Annotated[str, typer.Option(help="error or skip")] = "error",
+    task: OneTask = None,
     as_json: Json = False,
 ) -> None:
     """Measure a bundle on labelled rows, with intervals and by slice."""
@@ -158,7 +161,7 @@ def evaluate(
     from headstart.terminal import Terminal
 
     terminal = Terminal()
-    measured = verbs.evaluate(bundle, rows, slices=slice_ or (), on_bad_row=on_bad_row)
+    measured = verbs.evaluate(bundle, rows, task=task, slices=slice_ or (), on_bad_row=on_bad_row)
     terminal.say(f"{measured['task']} on {measured['rows']} rows (value [95 % interval])")
     for name, text in verbs.summary_table(measured["metrics"]):
         terminal.say(f"  {name:18s} {text}")
