@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import time
@@ -18,7 +17,7 @@ from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, SpecError
-from headstart.evidence import Evidence
+from headstart.evidence import Evidence, forget_peak_memory
 from headstart.loop import Listener
 from headstart.model import Model
 from headstart.planning import Plan
@@ -118,10 +117,8 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
     memory: `inputs`, `labels` (and `validation`, `test` pairs) when the rows are not in files; by task of several.
     """
     started = time.monotonic()
-    if spec.tasks:
-        loaded = data.load_several(spec, memory)
-    else:
-        loaded = data.from_memory(spec=spec, **memory) if memory is not None else data.load(spec)
+    forget_peak_memory()
+    loaded = data.load_rows(spec, memory)
     modality: Modality = catalog.find("modalities", loaded.columns.modality)()
     labels = loaded.train.labels()
     task = task_of(spec, loaded, labels)
@@ -144,9 +141,12 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
         return None if part is None else Encoded.of(modality, backbone, part.inputs(), task, part.labels())
 
     train_rows = Encoded.of(modality, backbone, loaded.train.inputs(), task, labels)
+    free = loaded.unlabelled
+    unlabelled = None if free is None else Encoded.of(modality, backbone, free.inputs())
     stages = Stages(
-        written, task, modality, model, train_rows, encode(loaded.validation), labels, device, listen=listen
-    )
+        written, task, modality, model, train_rows, encode(loaded.validation), labels, device, listen=listen,
+        unlabelled=unlabelled,
+    )  # fmt: skip
     for stage in written.stages:
         stages.check(stage)
     return Run(written, loaded, task, modality, model, stages, encode(loaded.test), started)
@@ -159,6 +159,7 @@ def fit(
     tasks: Mapping[str, Any] | None = None,
     validation: Any = None,
     test: Any = None,
+    unlabelled: Any = None,
     task: str | None = None,
     text: str | None = None,
     image: str | None = None,
@@ -181,9 +182,9 @@ def fit(
     """Labelled rows and a pretrained backbone in, a proven bundle out.
 
     train: a file or folder, or the inputs themselves (texts; paths, PIL pictures or arrays) with `labels` beside them;
-    validation and test likewise (in memory: a pair of inputs and labels). tasks, in place of all these, is several
-    tasks on one backbone: name -> `data` and `task` as in a spec, with pairs of inputs and labels where files may stand.
-    With no `methods` the default recipe runs.
+    validation and test likewise (in memory: a pair of inputs and labels); unlabelled: inputs without labels for
+    methods that learn from them. tasks, in place of all these, is several tasks on one backbone: name -> `data` and
+    `task` as in a spec, with pairs of inputs and labels where files may stand. With no `methods` the default recipe runs.
     With `out` the bundle is saved there, and a run that was cut off goes on with `resume=True`.
 
     Raises BadInput (SpecError, DataError, BackboneError, MethodError, BundleError) before training, Interrupted on
@@ -195,6 +196,7 @@ def fit(
         "tasks": several,
         "data__validation": str(validation) if files and validation is not None else None,
         "data__test": str(test) if files and test is not None else None,
+        "data__unlabelled": str(unlabelled) if files and unlabelled is not None else None,
         "data__text": text,
         "data__image": image,
         "data__label": label,
@@ -213,9 +215,7 @@ def fit(
     if files and asked.data.train is None and not asked.tasks:
         raise SpecError("there is nothing to learn from: give the training file, or data.train in the spec")
     if not files:
-        if asked.tasks:
-            raise SpecError("rows were given beside tasks, which have their own: name them in tasks")
-        memory = {"inputs": train, "labels": labels, "validation": validation, "test": test}
+        memory = {"inputs": train, "labels": labels, "validation": validation, "test": test, "unlabelled": unlabelled}
     if folder is not None and resume and (folder / "bundle.json").exists():
         listen("note", {"text": f"'{folder}' is finished; nothing to resume"})
         return bundles.load(folder)
@@ -338,7 +338,7 @@ def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float 
                     checkpoint.unlink(missing_ok=True)
         if kept is None or run.spec.keep == "last" or _improves(run, results[position].score, results[kept[0]].score):
             last = position == len(run.spec.stages) - 1
-            kept = (position, run.stages if last or run.spec.keep == "last" else _frozen_copy(run.stages))
+            kept = (position, run.stages if last or run.spec.keep == "last" else run.stages.copy())
     if kept is None:
         raise SpecError("the spec has no stages to run")
     run.stages = kept[1]
@@ -348,14 +348,6 @@ def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float 
 def _improves(run: Run, new: float | None, old: float | None) -> bool:
     """Whether a stage's score beats the kept one; without scores the later stage does."""
     return new is None or old is None or run.task.better(new, old)
-
-
-def _frozen_copy(stages: Stages) -> Stages:
-    """The stages as they are now, with a model of their own."""
-    frozen = copy.copy(stages)
-    frozen.model = copy.deepcopy(stages.model)
-    frozen.remaining, frozen.files = list(stages.remaining), dict(stages.files)
-    return frozen
 
 
 def _keep_stage(run: Run, home: Path, results: list[StageResult]) -> None:

@@ -29,6 +29,7 @@ Test = Annotated[str | None, typer.Option(help="labelled rows to report on")]
 Validation = Annotated[str | None, typer.Option(help="labelled rows to choose on; split off when left out")]
 Task = Annotated[str | None, typer.Option(help="classification, multilabel or regression; inferred when left out")]
 OneTask = Annotated[str | None, typer.Option("--task", help="of a model with several tasks, this one")]
+Unlabelled = Annotated[str | None, typer.Option(help="rows without labels, for methods that learn from them")]
 Text = Annotated[str | None, typer.Option(help="the text column")]
 Image = Annotated[str | None, typer.Option(help="the image column")]
 Label = Annotated[list[str] | None, typer.Option(help="the label column; repeat it for several targets")]
@@ -59,6 +60,7 @@ def fit(
     train: Train = None,
     validation: Validation = None,
     test: Test = None,
+    unlabelled: Unlabelled = None,
     task: Task = None,
     text: Text = None,
     image: Image = None,
@@ -92,7 +94,8 @@ def fit(
     if dry_run:
         asked = _asked(
             {
-                "data__validation": validation, "data__test": test, "data__text": text, "data__image": image,
+                "data__validation": validation, "data__test": test, "data__unlabelled": unlabelled,
+                "data__text": text, "data__image": image,
                 "label": label, "task__name": task, "backbone__ref": backbone, "training__epochs": epochs,
                 "training__batch_size": batch_size, "training__learning_rate": learning_rate,
                 "training__time_limit": time_limit, "training__seed": seed,
@@ -106,10 +109,10 @@ def fit(
     folder = out or _default_out(train, spec, resume)
     try:
         model = adapt.fit(
-            train, validation=validation, test=test, task=task, text=text, image=image, label=single,
-            backbone=backbone, methods=method, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate,
-            time_limit=time_limit, seed=seed, out=folder, spec=spec, sets=sets, resume=resume, overwrite=overwrite,
-            track=track, listen=terminal,
+            train, validation=validation, test=test, unlabelled=unlabelled, task=task, text=text, image=image,
+            label=single, backbone=backbone, methods=method, epochs=epochs, batch_size=batch_size,
+            learning_rate=learning_rate, time_limit=time_limit, seed=seed, out=folder, spec=spec, sets=sets,
+            resume=resume, overwrite=overwrite, track=track, listen=terminal,
         )  # fmt: skip
     finally:
         terminal.close()
@@ -178,6 +181,7 @@ def compare(
     train: Train = None,
     validation: Validation = None,
     test: Test = None,
+    unlabelled: Unlabelled = None,
     task: Task = None,
     text: Text = None,
     image: Image = None,
@@ -189,30 +193,35 @@ def compare(
     learning_rate: Rate = None,
     seed: Seed = None,
     against: Annotated[
-        list[str] | None, typer.Option(help="scratch, probe, finetune, or methods as a+b:k=v; repeat")
+        list[str] | None, typer.Option(help="scratch, probe, finetune, methods as a+b:k=v, or a spec's file; repeat")
     ] = None,
+    baseline: Annotated[str, typer.Option(help="the arm that the others are compared with")] = "recipe",
     labels: Annotated[str, typer.Option(help="label budgets: shares (10%) or rows a class (8), with commas")] = "100%",
     seeds: Annotated[int, typer.Option(help="fits per arm and budget")] = 1,
+    folds: Annotated[int | None, typer.Option(help="cross-validation instead of test rows")] = None,
     spec: SpecFile = None,
     set_: Sets = None,
     out: Annotated[Path, typer.Option(help="folder for compare.json and compare.html")] = Path("runs/compare"),
+    resume: Annotated[bool, typer.Option("--resume", help="fits that --out holds already are not repeated")] = False,
     as_json: Json = False,
 ) -> None:
-    """How much transfer helped: this spec against scratch, probe or other methods at several label budgets."""
+    """Which way of learning to use: methods or specs on the same rows, seeds and folds, at several label budgets."""
     from headstart import comparison
     from headstart.terminal import Terminal
 
     terminal = Terminal()
     asked = _asked(
         {
-            "data__validation": validation, "data__test": test, "data__text": text, "data__image": image,
+            "data__validation": validation, "data__test": test, "data__unlabelled": unlabelled,
+            "data__text": text, "data__image": image,
             "label": label, "task__name": task, "backbone__ref": backbone, "training__epochs": epochs,
             "training__batch_size": batch_size, "training__learning_rate": learning_rate, "training__seed": seed,
         }
     )  # fmt: skip
     found = comparison.compare(
         train, against=against or ("scratch", "probe"), labels=[b for b in labels.split(",") if b], seeds=seeds,
-        spec=spec, methods=method, sets=set_ or (), out=out, listen=terminal, **asked,
+        baseline=baseline, folds=folds, resume=resume, spec=spec, methods=method, sets=set_ or (), out=out,
+        listen=terminal, **asked,
     )  # fmt: skip
     for line in comparison.lines(found):
         terminal.say(line)

@@ -1,7 +1,13 @@
-"""How much transfer helped: the same rows learned in several ways, at several label budgets, over several seeds."""
+"""Several ways of learning on the same rows, seeds and folds: what each reaches, what it costs, what is chance.
+
+An arm is one way of learning. Every arm is fitted at every label budget, seed and fold, and answers the same rows; its
+answers are kept, so that differences are paired row by row (`evaluation/versus.py`) and a comparison that was cut off
+goes on where it stopped.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -11,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from headstart.adapt import execute, make_spec, prepare
+from headstart.adapt import Run, execute, make_spec, prepare
 from headstart.errors import SpecError
-from headstart.evaluation.intervals import paired_difference
+from headstart.evaluation.versus import Answers, effects, summarise
 from headstart.loop import Listener
 from headstart.planning import choose_epochs
 from headstart.protocols import Task
@@ -30,25 +36,35 @@ SCRATCH_RATE = 5e-4
 TEST_FRACTION = 0.2
 """Share of the rows set aside to measure on when no test file is given."""
 
+CELLS = "cells"
+
 
 @dataclass(frozen=True)
 class Cell:
-    """One fit. budget: the share or count as the user wrote it; rows: training rows used; predictions: for pairing."""
+    """One fit. budget: the share or count as the user wrote it; fold: from 1, 0 where there are no folds.
+
+    rows: training rows used; seconds: of the clock and of the processor; peak_memory_bytes: the largest size of the
+    process during the fit; bytes: of the finished model's weights; value: the metric on the rows it was measured on.
+    """
 
     arm: str
     budget: str
     seed: int
+    fold: int
     rows: int
     value: float
     seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int
     trainable: int
     total: int
+    bytes: int
     stage: str
 
 
 @dataclass
 class Comparison:
-    """All cells with what they say: a summary per arm and budget, and the effect of transfer against each arm."""
+    """All cells with what they say: a summary per arm and budget, and the first arm's difference to every other."""
 
     metric: str
     cells: list[Cell] = field(default_factory=list)
@@ -71,11 +87,29 @@ class Comparison:
         return page
 
 
+@dataclass(frozen=True)
+class _Fit:
+    """A cell to come, with the spec that makes it."""
+
+    arm: str
+    budget: str
+    seed: int
+    fold: int
+    spec: Spec
+
+
 def arm_spec(spec: Spec, arm: str) -> Spec:
-    """The spec of an arm: 'recipe', 'scratch', 'probe', 'finetune', or any methods as `a+b:k=v`."""
+    """The spec of an arm: 'recipe', 'scratch', 'probe', 'finetune', any methods as `a+b:k=v`, or a spec's file.
+
+    A file (`.toml`, or a bundle whose run to repeat) gives everything but the rows, which are the comparison's.
+    """
     record = spec.to_json()
     if arm == RECIPE:
         return spec
+    if _is_file(arm):
+        path = Path(arm)
+        other = Spec.read(path / "bundle.json" if path.is_dir() else path).to_json()
+        return Spec.make({**other, "data": record["data"]})
     record["stages"], record["keep"] = [], "last"
     if arm == "scratch":
         record["methods"] = []
@@ -85,6 +119,10 @@ def arm_spec(spec: Spec, arm: str) -> Spec:
         return Spec.make(record)
     record["methods"] = {"probe": ["freeze:probe"], "finetune": []}.get(arm, arm.split("+"))
     return Spec.make(record)
+
+
+def _is_file(arm: str) -> bool:
+    return arm.endswith(".toml") or (Path(arm) / "bundle.json").exists()
 
 
 def budget_spec(spec: Spec, budget: str) -> Spec:
@@ -101,128 +139,137 @@ def compare(
     train: Any = None,
     *,
     against: Sequence[str] = ("scratch", "probe"),
+    baseline: str = RECIPE,
     labels: Sequence[str] = ("100%",),
     seeds: int = 1,
+    folds: int | None = None,
     spec: Spec | Mapping[str, Any] | str | Path | None = None,
     out: str | Path | None = None,
+    resume: bool = False,
     listen: Listener = lambda event, figures: None,
     **asked: Any,
 ) -> Comparison:
-    """Fit the spec and every arm at every budget and seed, measure all on the same test rows.
+    """Fit the baseline and every arm at every budget, seed and fold; measure all on the same rows.
 
+    folds: cross-validation over so many parts of the training rows, the same for every arm and seed; takes the place of
+    a test file. resume: fits that `out` holds already are not repeated.
     Raises SpecError for an unknown arm, budget or metric before anything is trained.
     """
-    if seeds < 1:
-        raise SpecError(f"expected at least 1 seed, received {seeds}")
-    base = make_spec(train, spec=spec, **asked)
-    if base.data.test is None and base.data.test_fraction == 0:
-        base = Spec.make(base.to_json(), data__test_fraction=TEST_FRACTION)
-    arms = list(dict.fromkeys((RECIPE, *against)))
-    plans = {(arm, budget): budget_spec(arm_spec(base, arm), budget) for arm in arms for budget in labels}
-    for chosen in plans.values():
-        make_methods(chosen.methods or ())
+    fits = _plan(make_spec(train, spec=spec, **asked), baseline, against, labels, seeds, folds)
+    if resume and out is None:
+        raise SpecError("resume needs out, the folder of the comparison that was cut off")
+    keep = None if out is None else Path(out) / CELLS
     found = Comparison("")
-    correct: dict[tuple[str, str, int], np.ndarray] = {}
-    for (arm, budget), chosen in plans.items():
-        for offset in range(seeds):
-            cell, rows_right = _fit(found, chosen, arm, budget, base.training.seed + offset, listen)
-            found.cells.append(cell)
-            correct[arm, budget, cell.seed] = rows_right
-            listen("cell", {"cell": cell, "metric": found.metric, "done": len(found.cells), "of": len(plans) * seeds})
-    _summarise(found, arms, list(labels))
-    _effects(found, arms, list(labels), correct, same_rows=base.data.test is not None)
+    answers: dict[tuple[str, str], dict[int, list[Answers]]] = {}
+    task: Task | None = None
+    for fit in fits:
+        run = _prepared(fit)
+        task, found.metric = run.task, run.task.metric
+        before = _done(keep, run) if resume and keep is not None else None
+        cell, scores = before or _fit(fit, run, keep)
+        found.cells.append(cell)
+        if run.test is None or run.test.targets is None:
+            raise SpecError("there are no test rows to compare on")
+        by_seed = answers.setdefault((fit.arm, fit.budget), {})
+        by_seed.setdefault(fit.seed, []).append(Answers(scores, run.test.targets.numpy()))
+        listen("cell", {"cell": cell, "metric": found.metric, "done": len(found.cells), "of": len(fits)})
+    same_rows = fits[0].spec.data.test is not None or folds is not None
+    if task is not None:
+        found.summary = summarise(task, [asdict(cell) for cell in found.cells], answers, same_rows=same_rows)
+        found.transfer = effects(task, baseline, answers, same_rows=same_rows)
     if out is not None:
         found.write(out)
     return found
 
 
-def _fit(
-    found: Comparison, chosen: Spec, arm: str, budget: str, seed: int, listen: Listener
-) -> tuple[Cell, np.ndarray]:
-    started = time.monotonic()
-    chosen = Spec.make(chosen.to_json(), training__seed=seed)
-    run = prepare(chosen)
-    if arm == "scratch" and chosen.training.epochs is None:
-        epochs = SCRATCH_EPOCHS * choose_epochs(chosen.training, len(run.data.train))
-        run = prepare(Spec.make(chosen.to_json(), training__epochs=epochs))
+def _plan(
+    base: Spec, baseline: str, against: Sequence[str], budgets: Sequence[str], seeds: int, folds: int | None
+) -> list[_Fit]:
+    """Every fit to come, each spec made and its methods looked up before anything is trained."""
+    if seeds < 1:
+        raise SpecError(f"expected at least 1 seed, received {seeds}")
+    if folds is not None and base.data.test is not None:
+        raise SpecError("folds and a test file are two ways to measure: leave one of them out")
+    if folds is not None:
+        base = Spec.make(base.to_json(), data__folds=folds, data__fold=1)
+    elif base.data.test is None and base.data.test_fraction == 0:
+        base = Spec.make(base.to_json(), data__test_fraction=TEST_FRACTION)
+    fits = []
+    for arm in dict.fromkeys((baseline, *against)):
+        whole = arm_spec(base, arm)
+        make_methods(whole.methods or ())
+        for budget in budgets:
+            part = budget_spec(whole, budget)
+            for seed in range(base.training.seed, base.training.seed + seeds):
+                for fold in range(1, folds + 1) if folds is not None else (0,):
+                    chosen = Spec.make(part.to_json(), training__seed=seed, data__fold=fold or None)
+                    fits.append(_Fit(arm, budget, seed, fold, chosen))
+    return fits
+
+
+def _prepared(fit: _Fit) -> Run:
+    run = prepare(fit.spec)
+    if fit.arm == "scratch" and fit.spec.training.epochs is None:
+        epochs = SCRATCH_EPOCHS * choose_epochs(fit.spec.training, len(run.data.train))
+        run = prepare(Spec.make(fit.spec.to_json(), training__epochs=epochs))
+    return run
+
+
+def _fit(fit: _Fit, run: Run, keep: Path | None) -> tuple[Cell, np.ndarray]:
+    started, busy = time.monotonic(), time.process_time()
     made = execute(run, None)
+    seconds, cpu_seconds = time.monotonic() - started, time.process_time() - busy
     report = made.report.to_json() if made.report is not None else {}
-    metric = run.task.metric
-    found.metric = metric
-    if run.test is None or run.test.targets is None:
-        raise SpecError("there are no test rows to compare on")
     inputs = run.data.test.inputs() if run.data.test is not None else []
     scores = made.scores([inputs[i] for i in range(len(inputs))])
     kept = next(stage for stage in report["stages"] if stage["kept"])
+    weights = made.model.state_dict().values()
     cell = Cell(
-        arm, budget, seed, len(run.data.train), float(report["metrics"]["test"][metric]["value"]),
-        time.monotonic() - started, report["parameters"]["trainable"], report["parameters"]["total"], kept["name"],
+        fit.arm, fit.budget, fit.seed, fit.fold, len(run.data.train),
+        float(report["metrics"]["test"][run.task.metric]["value"]), seconds, cpu_seconds,
+        report["cost"]["peak_memory_bytes"], report["parameters"]["trainable"], report["parameters"]["total"],
+        sum(value.numel() * value.element_size() for value in weights), kept["name"],
     )  # fmt: skip
-    return cell, _right(run.task, scores, run.test.targets.numpy())
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        np.save(keep / f"{_key(run)}.npy", scores)
+        # Written last: answers without a cell are not a finished fit.
+        (keep / f"{_key(run)}.json").write_text(json.dumps(asdict(cell)) + "\n", encoding="utf-8")
+    return cell, scores
 
 
-def _right(task: Task, scores: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """How right each row is, (rows,): 1 or 0, the share of its labels, or minus its error."""
-    if task.name == "regression":
-        return np.asarray(-task.wrongness(scores, targets)[1])
-    if targets.ndim == 1:
-        return np.asarray(scores.argmax(1) == targets, dtype=np.float64)
-    return np.asarray(np.equal(scores > 0.5, targets > 0.5).mean(1))
+def _key(run: Run) -> str:
+    return hashlib.sha256(run.identity.encode()).hexdigest()[:32]
 
 
-def _summarise(found: Comparison, arms: list[str], budgets: list[str]) -> None:
-    for budget in budgets:
-        for arm in arms:
-            cells = [c for c in found.cells if c.arm == arm and c.budget == budget]
-            values = np.array([c.value for c in cells])
-            found.summary.append(
-                {
-                    "arm": arm,
-                    "budget": budget,
-                    "rows": cells[0].rows,
-                    "seeds": len(cells),
-                    "mean": float(values.mean()),
-                    "sd": float(values.std(ddof=1)) if len(values) > 1 else None,
-                    "seconds": float(np.mean([c.seconds for c in cells])),
-                    "trainable": cells[0].trainable,
-                    "total": cells[0].total,
-                }
-            )
-
-
-def _effects(
-    found: Comparison,
-    arms: list[str],
-    budgets: list[str],
-    correct: Mapping[tuple[str, str, int], np.ndarray],
-    *,
-    same_rows: bool,
-) -> None:
-    """The recipe against every other arm, paired row by row within each seed; rows seen by all seeds count once."""
-
-    def rows_right(arm: str, budget: str) -> np.ndarray:
-        seeds = sorted({c.seed for c in found.cells if c.budget == budget})
-        each = [correct[arm, budget, seed] for seed in seeds]
-        return np.mean(each, axis=0) if same_rows else np.concatenate(each)
-
-    for budget in budgets:
-        for arm in arms[1:]:
-            effect = paired_difference(rows_right(RECIPE, budget), rows_right(arm, budget))
-            found.transfer.append({"against": arm, "budget": budget, **effect})
+def _done(keep: Path, run: Run) -> tuple[Cell, np.ndarray] | None:
+    """The cell and the answers of a fit that was finished before, by its spec and its data."""
+    record, scores = keep / f"{_key(run)}.json", keep / f"{_key(run)}.npy"
+    try:
+        return Cell(**json.loads(record.read_text(encoding="utf-8"))), np.load(scores, allow_pickle=False)
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def lines(found: Comparison) -> list[str]:
-    """The comparison as a table for the terminal."""
-    table = [f"{'arm':12s} {'labels':>8s} {'rows':>8s} {found.metric:>20s} {'seconds':>9s} {'learns':>12s}"]
+    """The comparison as tables for the terminal."""
+    width = max(12, *(len(row["arm"]) for row in found.summary))
+    table = [
+        f"{'arm':{width}s} {'labels':>8s} {'rows':>8s} {found.metric:>20s} {'95 % interval':>18s} {'cpu s':>8s} "
+        f"{'peak MB':>8s} {'learns':>12s}"
+    ]
     for row in found.summary:
         value = f"{row['mean']:.4f}" + (f" +- {row['sd']:.4f}" if row["sd"] is not None else "")
+        band = "-" if row["low"] is None else f"[{row['low']:.4f}, {row['high']:.4f}]"
         table.append(
-            f"{row['arm']:12s} {row['budget']:>8s} {row['rows']:>8,d} {value:>20s} "
-            f"{row['seconds']:>9.1f} {row['trainable']:>12,d}"
+            f"{row['arm']:{width}s} {row['budget']:>8s} {row['rows']:>8,d} {value:>20s} {band:>18s} "
+            f"{row['cpu_seconds']:>8.1f} {row['peak_memory_bytes'] / 2**20:>8,.0f} {row['trainable']:>12,d}"
         )
     for effect in found.transfer:
+        band = "" if effect["low"] is None else f" [{effect['low']:+.4f}, {effect['high']:+.4f}], p {effect['p']:.3f}"
+        wins = f", better on {effect['wins']} of {effect['seeds']} seeds" if effect["seeds"] > 1 else ""
         table.append(
-            f"recipe against {effect['against']} at {effect['budget']}: {effect['value']:+.4f} "
-            f"[{effect['low']:+.4f}, {effect['high']:+.4f}] on the same test rows"
+            f"{effect['arm']} against {effect['against']} at {effect['budget']}: {effect['value']:+.4f}{band} "
+            f"on the same test rows{wins}"
         )
     return table

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.encoded import seed_of
+from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError
 from headstart.protocols import EXCLUSIVE, Context, Method, Modality, Task, overrides
 from headstart.values import Batch, Group, Progress, View
@@ -40,6 +40,7 @@ class Hooks:
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     validate: Callable[[nn.Module], float] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    unlabelled: Encoded | None = None
     claims: dict[int, str] = field(default_factory=dict)
     effect: dict[str, bool] = field(default_factory=dict)
     """Whether a method was seen to change something; absent where its hooks leave no trace to look at."""
@@ -64,6 +65,8 @@ class Hooks:
         # Every run has a start; asking for it is what keeps it (`adapt`). Batches of several tasks are seen to by stages.
         if need in ("run.start", "run.mixed"):
             return True
+        if need == "run.unlabelled":
+            return self.unlabelled is not None
         room, _, what = need.partition(".")
         if need == "task.mix":
             return type(self.task).mix is not Task.mix
@@ -94,6 +97,7 @@ class Hooks:
             backward=self.backward,
             validate=self.validate,
             autocast=self.autocast,
+            unlabelled=self.unlabelled,
         )
 
     def adapt(self, model: nn.Module) -> nn.Module:

@@ -68,7 +68,7 @@ class Plan:
         dropped = ", ".join(f"{count} {reason}" for reason, count in rows["dropped"].items()) or "0"
         lines.append(
             f"  rows       {rows['read']} read = {rows['trained']} to train + {rows['validated']} to validate "
-            f"+ {rows['tested']} to test + dropped ({dropped})"
+            f"+ {rows['tested']} to test + {rows['unlabelled']} unlabelled + dropped ({dropped})"
         )
         for stage in self.stages:
             lines += _stage_lines(stage)

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from headstart.values import Batch, Features, Group, Progress, View
+
+if TYPE_CHECKING:
+    from headstart.encoded import Encoded
 
 
 class Backbone(nn.Module, ABC):
@@ -249,6 +252,7 @@ class Context:
     start: starting values of parameters by identity, taken by the loop before any surgery where a method adds to the
     loss or requires `run.start`.
     autocast: the precision of the run, for forward passes that a penalty makes itself.
+    unlabelled: rows without labels that the run may learn from; None where there are none (require `run.unlabelled`).
     """
 
     task: Task
@@ -261,6 +265,7 @@ class Context:
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     validate: Callable[[nn.Module], float] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    unlabelled: Encoded | None = None
 
     def claim(self, module: nn.Module) -> None:
         """Reserve a module for this method's surgery. Raises MethodError when another method holds it."""
@@ -345,7 +350,8 @@ class Method:
         return model
 
     def requires(self) -> dict[str, str]:
-        """Capabilities the run must offer, each with the reason: 'task.mix', 'modality.continuous', 'run.start', ..."""
+        """Capabilities the run must offer, each with the reason: 'task.mix', 'modality.continuous', 'run.start',
+        'run.unlabelled', ..."""
         return {}
 
     def remains(self) -> bool:

@@ -31,6 +31,7 @@ class DataSpec(_Section):
     train: str | None = Field(None, description="csv, tsv, jsonl, parquet, saved Arrow data set, or folder of images")
     validation: str | None = Field(None, description="rows to choose on; split off the training rows when left out")
     test: str | None = Field(None, description="rows to report on; the report says so when there are none")
+    unlabelled: str | None = Field(None, description="rows without labels, for methods that learn from them")
     text: str | None = Field(None, description="the text column")
     image: str | None = Field(None, description="the column of image paths or bytes")
     label: str | tuple[str, ...] | None = Field(None, description="the label column, or several for many targets")
@@ -39,6 +40,8 @@ class DataSpec(_Section):
     time: str | None = Field(None, description="rows are split in this column's order, the latest validate")
     validation_fraction: float = Field(0.1, gt=0, lt=1)
     test_fraction: float = Field(0.0, ge=0, lt=1, description="split off when no test file is given")
+    folds: int | None = Field(None, ge=2, description="parts of the training rows, for cross-validation")
+    fold: int | None = Field(None, ge=1, description="the part that is measured on, of `folds`")
     on_bad_row: Literal["error", "skip"] = "error"
     encoding: str = "utf-8"
     separator: str | None = Field(None, description="between the labels of one cell, for several labels a row")

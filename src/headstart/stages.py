@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -91,7 +92,15 @@ class Stages:
     methods: dict[str, Method] = field(default_factory=dict)
     remaining: list[MethodSpec] = field(default_factory=list)
     files: dict[str, bytes] = field(default_factory=dict)
+    unlabelled: Encoded | None = None
     features: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def copy(self) -> Stages:
+        """The stages as they are now, with a model of their own."""
+        frozen = copy.copy(self)
+        frozen.model = copy.deepcopy(self.model)
+        frozen.remaining, frozen.files = list(self.remaining), dict(self.files)
+        return frozen
 
     def training(self, stage: StageSpec) -> TrainingSpec:
         """The run's training section with the stage's changes."""
@@ -110,7 +119,8 @@ class Stages:
     def check(self, stage: StageSpec) -> tuple[dict[str, Method], Hooks]:
         """Methods and their legality, before anything is spent."""
         methods = make_methods(stage.methods)
-        hooks = Hooks(methods, self.stage_task(stage), self.modality, seed_of(self.spec.training.seed, stage.name))
+        seed = seed_of(self.spec.training.seed, stage.name)
+        hooks = Hooks(methods, self.stage_task(stage), self.modality, seed, unlabelled=self.unlabelled)
         training = self.training(stage)
         compares = [name for name, method in methods.items() if "run.mixed" in method.requires()]
         if compares and training.sampling == "round_robin":
@@ -237,8 +247,6 @@ class Stages:
         self, stages: tuple[StageSpec, ...], row_seconds: Callable[[bool, TrainingSpec], float] | None
     ) -> list[planning.StagePlan]:
         """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed."""
-        import copy
-
         found = []
         for stage in stages:
             methods, hooks = self.check(stage)

@@ -63,7 +63,8 @@ class Terminal:
     def _cell(self, figures: Mapping[str, Any]) -> None:
         cell = figures["cell"]
         self.say(
-            f"[{figures['done']}/{figures['of']}] {cell.arm} at {cell.budget} ({cell.rows} rows, seed {cell.seed}): "
+            f"[{figures['done']}/{figures['of']}] {cell.arm} at {cell.budget} ({cell.rows} rows, seed {cell.seed}"
+            f"{f', fold {cell.fold}' if cell.fold else ''}): "
             f"{figures['metric']} {cell.value:.4f} in {cell.seconds:.0f} s"
         )
 

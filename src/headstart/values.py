@@ -139,25 +139,27 @@ class Finding:
 
 @dataclass(frozen=True)
 class RowCount:
-    """read = trained + validated + tested + dropped, always; `dropped` maps a reason to a count."""
+    """read = trained + validated + tested + unlabelled + dropped, always; `dropped` maps a reason to a count."""
 
     read: int
     trained: int
     validated: int
     tested: int
     dropped: Mapping[str, int] = field(default_factory=dict)
+    unlabelled: int = 0
 
     def to_json(self) -> dict[str, Any]:
-        """The five counts as plain JSON."""
+        """The counts as plain JSON."""
         return {
             "read": self.read,
             "trained": self.trained,
             "validated": self.validated,
             "tested": self.tested,
+            "unlabelled": self.unlabelled,
             "dropped": dict(self.dropped),
         }
 
     @property
     def adds_up(self) -> bool:
         """Whether every row that was read is accounted for."""
-        return self.read == self.trained + self.validated + self.tested + sum(self.dropped.values())
+        return self.read == self.trained + self.validated + self.tested + self.unlabelled + sum(self.dropped.values())

@@ -63,6 +63,7 @@ def test_skipped_rows_are_counted_by_reason(write_text: Any, write_csv: Any, row
         "trained": 54,
         "validated": 6,
         "tested": 2,
+        "unlabelled": 0,
         "dropped": {"empty text": 2, "no label": 1, "ragged row": 1, "class not in train": 1},
     }
     assert loaded.rows.adds_up

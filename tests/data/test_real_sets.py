@@ -15,7 +15,8 @@ def leaks(loaded: data.Data, part: str) -> list[str]:
 
 def test_banking77(data_root: Path, spec: Any) -> None:
     loaded = data.load(spec(train=data_root / "banking77"))
-    assert loaded.rows.to_json() == {"read": 13083, "trained": 9000, "validated": 1003, "tested": 3080, "dropped": {}}
+    counts = {"read": 13083, "trained": 9000, "validated": 1003, "tested": 3080, "unlabelled": 0, "dropped": {}}
+    assert loaded.rows.to_json() == counts
     assert (loaded.columns.input, loaded.columns.labels, loaded.columns.task) == ("text", ("label",), "classification")
     assert len(set(loaded.train.labels())) == 77
 

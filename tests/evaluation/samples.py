@@ -214,19 +214,34 @@ def comparison() -> dict[str, Any]:
             for seed, value in enumerate(drawn):
                 cells.append(
                     {
-                        "arm": arm, "budget": budget, "seed": seed, "rows": rows, "value": float(value),
-                        "seconds": rows / 60, "trainable": learned[arm], "total": 22_716_296, "stage": "finetune",
+                        "arm": arm, "budget": budget, "seed": seed, "fold": 0, "rows": rows, "value": float(value),
+                        "seconds": rows / 60, "cpu_seconds": rows / 30, "peak_memory_bytes": 2**30,
+                        "bytes": 90_865_184, "trainable": learned[arm], "total": 22_716_296, "stage": "finetune",
                     }
                 )  # fmt: skip
             summary.append(
                 {
                     "arm": arm, "budget": budget, "rows": rows, "seeds": 3, "mean": float(drawn.mean()),
-                    "sd": float(drawn.std(ddof=1)), "seconds": rows / 60, "trainable": learned[arm],
+                    "sd": float(drawn.std(ddof=1)), "low": float(drawn.mean()) - 0.01,
+                    "high": float(drawn.mean()) + 0.01, "seconds": rows / 60, "cpu_seconds": rows / 30,
+                    "peak_memory_bytes": 2**30, "bytes": 90_865_184, "trainable": learned[arm],
                     "total": 22_716_296,
                 }
             )  # fmt: skip
     effects = [
-        {"against": arm, "budget": budget, "value": gain, "low": gain - 0.02, "high": gain + 0.02, "p": 0.002}
+        {
+            "against": arm,
+            "budget": budget,
+            "value": gain,
+            "low": gain - 0.02,
+            "high": gain + 0.02,
+            "p": 0.002,
+            "arm": "recipe",
+            "seeds": 3,
+            "wins": 3,
+            "sd": 0.01,
+            "p_holm": 0.006,
+        }
         for budget, arm, gain in (
             ("1%", "scratch", 0.63),
             ("1%", "probe", 0.04),

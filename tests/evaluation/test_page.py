@@ -189,12 +189,30 @@ def test_many_labels_fold_away_and_the_heat_map_stays_bounded(samples: Any):
 def test_the_comparison_page(comparison: dict[str, Any]):
     parser = checked(render_comparison(comparison))
     text = words(parser)
-    for part in ("recipe", "scratch", "lora", "9,000 rows", "22,716,296", "2 min 30 s", "+0.630", "3 seeds", "36 fits"):
+    for part in (
+        "recipe",
+        "scratch",
+        "lora",
+        "9,000 rows",
+        "22,716,296",
+        "2 min 30 s",
+        "+0.630",
+        "3 seeds",
+        "36 fits",
+        "3 of 3",
+        "0.006",
+        "87 MiB",
+        "95 % intervals",
+    ):
         assert part in text, part
     best = max(s["mean"] for s in comparison["summary"] if s["budget"] == "100%")
     bold = [entry for entry in parser.texts if entry.strip() == f"{best:.3f}"]
     assert bold
-    one = {**comparison, "summary": [{**s, "sd": None, "seeds": 1} for s in comparison["summary"]], "transfer": []}
+    one = {
+        **comparison,
+        "summary": [{**s, "sd": None, "low": None, "high": None, "seeds": 1} for s in comparison["summary"]],
+        "transfer": [],
+    }
     assert "with one seed there is no spread" in words(checked(render_comparison(one)))
     hostile = {
         **comparison,

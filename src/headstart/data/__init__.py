@@ -11,7 +11,7 @@ from headstart.data.memory import from_memory, labelled_from_memory, unlabelled_
 from headstart.data.parts import Data, Inputs, Part
 from headstart.data.read import Table, read
 from headstart.data.rows import load
-from headstart.data.several import apart, load_several
+from headstart.data.several import apart, load_rows
 from headstart.data.write import check_output, write_table
 
 __all__ = [
@@ -31,7 +31,7 @@ __all__ = [
     "labelled_from_memory",
     "load",
     "load_labelled",
-    "load_several",
+    "load_rows",
     "load_unlabelled",
     "read",
     "unlabelled_from_memory",

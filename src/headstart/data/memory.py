@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from headstart.data import fresh
 from headstart.data.columns import Columns
 from headstart.data.folders import SUFFIXES
-from headstart.data.fresh import labelled, unlabelled
 from headstart.data.images import encode_array
 from headstart.data.parts import Data, Part
 from headstart.data.read import Table
-from headstart.data.rows import assemble
+from headstart.data.rows import UNLABELLED, assemble
 from headstart.data.spool import BATCH_ROWS, strings
 from headstart.data.words import counted
 from headstart.errors import DataError
@@ -33,6 +33,7 @@ def from_memory(
     spec: Spec | None = None,
     validation: tuple[Any, Any] | None = None,
     test: tuple[Any, Any] | None = None,
+    unlabelled: Any = None,
 ) -> Data:
     """Check and divide rows in memory, as `load` does for files.
 
@@ -46,6 +47,8 @@ def from_memory(
     for name, given in (("validation", validation), ("test", test)):
         if given is not None:
             tables[name] = as_table(given[0], given[1], spec, name)
+    if unlabelled is not None:
+        tables[UNLABELLED] = as_table(unlabelled, None, spec, UNLABELLED)
     if labels is not None:
         first = tables["train"].table.column_names[0]
         named = {"image" if first == "image" else "text": first, "label": "label"}
@@ -56,7 +59,7 @@ def from_memory(
 
 def unlabelled_from_memory(inputs: Any, columns: Columns, on_bad_row: str = "error") -> Part:
     """Rows in memory to be predicted: what `from_memory` takes as inputs, or a table with the model's input column."""
-    return unlabelled(_for_model(inputs, None, columns), columns, on_bad_row)
+    return fresh.unlabelled(_for_model(inputs, None, columns), columns, on_bad_row)
 
 
 def labelled_from_memory(
@@ -65,7 +68,7 @@ def labelled_from_memory(
     """Rows in memory to measure a model on. known: the classes it knows."""
     if labels is not None and len(columns.labels) == 1:
         columns = replace(columns, labels=("label",))
-    return labelled(_for_model(inputs, labels, columns), columns, known, on_bad_row)
+    return fresh.labelled(_for_model(inputs, labels, columns), columns, known, on_bad_row)
 
 
 def _for_model(inputs: Any, labels: Any, columns: Columns) -> Table:

@@ -20,7 +20,8 @@ from headstart.errors import DataError, did_you_mean
 from headstart.spec import DataSpec, Spec
 from headstart.values import Finding, RowCount
 
-_TEST_DRAW, _VALIDATION_DRAW, _SAMPLE_DRAW = 1, 2, 3
+_TEST_DRAW, _VALIDATION_DRAW, _SAMPLE_DRAW, _FOLD_DRAW = 1, 2, 3, 4
+UNLABELLED = "unlabelled"
 
 
 def load(spec: Spec) -> Data:
@@ -35,17 +36,20 @@ def load(spec: Spec) -> Data:
 
 
 def assemble(tables: Mapping[str, Table], spec: Spec) -> Data:
-    """The same for tables that are already there: 'train', and where given 'validation' and 'test'."""
+    """The same for tables that are already there: 'train', and where given 'validation', 'test' and 'unlabelled'."""
     columns = infer(tables["train"], spec.data, spec.task)
     said = list(dict.fromkeys(sentence for table in tables.values() for sentence in table.said))
     said += columns.said
     how, by = _how(spec.data, tables, said)
     sources = {}
     for name, table in tables.items():
-        _require(table, [columns.input, *columns.labels])
+        labelled = name != UNLABELLED
+        _require(table, [columns.input, *columns.labels] if labelled else [columns.input])
         needed = [by] if by is not None and name == "train" else []
-        sources[name] = Source.of(table, scan(table, columns, needed=needed), spec.data.on_bad_row)
+        found = scan(table, columns, needed=needed, labelled=labelled)
+        sources[name] = Source.of(table, found, spec.data.on_bad_row)
     shares = {name: Share(name, source, source.scan.good()) for name, source in sources.items()}
+    unlabelled = shares.pop(UNLABELLED, None)
     _divide(shares, spec, columns.task, how, by, said)
     if spec.data.on_bad_row == "skip":
         _drop_unknown(shares, columns.task)
@@ -54,7 +58,26 @@ def assemble(tables: Mapping[str, Table], spec: Spec) -> Data:
     errors = [finding.message for finding in findings if finding.level == "error"]
     if errors:
         raise DataError("; also: ".join(errors))
+    if unlabelled is not None:
+        findings += _seen_before(unlabelled, shares)
+        shares[UNLABELLED] = unlabelled
     return _finish(sources, shares, columns, findings, said)
+
+
+def _seen_before(unlabelled: Share, shares: Mapping[str, Share]) -> list[Finding]:
+    """A warning where rows to be measured on are learned from without their labels."""
+    keys = unlabelled.source.scan.keys[unlabelled.positions]
+    found = []
+    for name in ("validation", "test"):
+        if name in shares:
+            both = int(np.isin(keys, shares[name].source.scan.keys[shares[name].positions]).sum())
+            if both:
+                message = (
+                    f"{counted(both, 'unlabelled row')} also stand among the {name} rows: figures on these are "
+                    f"transductive, for the model learns from their inputs"
+                )
+                found.append(Finding("warning", "unlabelled-overlap", message))
+    return found
 
 
 def _tables(data: DataSpec, train: str) -> dict[str, Table]:
@@ -71,7 +94,14 @@ def _tables(data: DataSpec, train: str) -> dict[str, Table]:
             found[name] = _pick(fetch(given), name)
         elif whole.splits and name in whole.splits:
             found[name] = whole.splits[name]
+    if data.unlabelled is not None:
+        found[UNLABELLED] = _first(fetch(data.unlabelled))
     return found
+
+
+def _first(table: Table) -> Table:
+    """The training split of a folder that has several, or its first."""
+    return table if table.splits is None else table.splits.get("train", next(iter(table.splits.values())))
 
 
 def _pick(table: Table, split: str) -> Table:
@@ -96,7 +126,7 @@ def _require(table: Table, names: Sequence[str]) -> None:
 def _how(data: DataSpec, tables: Mapping[str, Table], said: list[str]) -> tuple[str, str | None]:
     """How rows are split off, and the column that it takes. A named group or time column counts by itself."""
     how: str = data.split
-    if "validation" in tables and ("test" in tables or not data.test_fraction):
+    if "validation" in tables and ("test" in tables or not (data.test_fraction or data.fold)):
         return how, None
     if how in ("stratified", "random") and (data.group or data.time):
         if data.group and data.time:
@@ -116,7 +146,9 @@ def _divide(shares: dict[str, Share], spec: Spec, task: str, how: str, by: str |
     test_share = data.test_fraction if "test" not in shares else 0.0
     if test_share + (data.validation_fraction if "validation" not in shares else 0.0) >= 1:
         raise DataError("data.test_fraction and data.validation_fraction leave no rows for training: lower one of them")
-    if test_share:
+    if data.fold is not None and "test" not in shares:
+        shares["test"] = _fold(train, spec, task, how, by, said)
+    elif test_share:
         rng = np.random.default_rng([spec.training.seed, _TEST_DRAW])
         test = _split_off("test", train, test_share, task, how, by, rng, said)
         if test is None:
@@ -181,6 +213,24 @@ def _split_off(
     return Share(name, source, at[held], own=False)
 
 
+def _fold(train: Share, spec: Spec, task: str, how: str, by: str | None, said: list[str]) -> Share:
+    """The rows of one fold to measure on. Folds do not depend on the seed: every run of a comparison has the same."""
+    source, at, data = train.source, train.positions, spec.data
+    if data.folds is None or data.fold is None or data.fold > data.folds:
+        raise DataError(f"expected data.fold from 1 to data.folds, received fold {data.fold} of {data.folds}")
+    if how == "time":
+        raise DataError("folds would learn from later rows than they are measured on: use data.test_fraction with time")
+    units = source.scan.keys[at].tolist()
+    if how == "group" and by is not None:
+        column = source.table.table.column(by).to_pylist()
+        units = [column[place] for place in at]
+    rng = np.random.default_rng([_FOLD_DRAW, data.folds])
+    held = splits.hold_out_fold(units, data.fold, data.folds, rng, train.classes(task))
+    said.append(f"{counted(int(held.sum()), 'test row')} of {len(at)} are fold {data.fold} of {data.folds}")
+    train.positions = at[~held]
+    return Share("test", source, at[held], own=False)
+
+
 def _say_single(classes: Sequence[tuple[str, ...]], said: list[str]) -> None:
     counts = Counter(name for names in classes for name in names)
     single = sorted(name for name, count in counts.items() if count == 1)
@@ -232,8 +282,9 @@ def _finish(
         findings = [*findings, Finding("warning", "bad-rows", f"rows are left out: {parts}")]
     counts = {name: len(share.positions) for name, share in shares.items()}
     read_in_all = sum(source.read for source in sources.values())
-    rows = RowCount(read_in_all, counts["train"], counts.get("validation", 0), counts.get("test", 0), dict(dropped))
+    validated, tested, free = (counts.get(name, 0) for name in ("validation", "test", UNLABELLED))
+    rows = RowCount(read_in_all, counts["train"], validated, tested, dict(dropped), free)
     parts_of = {name: share.part(columns) for name, share in shares.items()}
-    digest = fingerprint(shares, columns, ("train", "validation", "test"))
+    digest = fingerprint(shares, columns, ("train", "validation", "test", UNLABELLED))
     train, validation, test = parts_of["train"], parts_of.get("validation"), parts_of.get("test")
-    return Data(columns, train, validation, test, tuple(findings), rows, digest, tuple(said))
+    return Data(columns, train, validation, test, tuple(findings), rows, digest, tuple(said), parts_of.get(UNLABELLED))

@@ -73,6 +73,18 @@ class Joined(Part):
         return [value for part in self.tasks.values() for value in part.column(name)]
 
 
+def load_rows(spec: Spec, memory: Mapping[str, Any] | None = None) -> Data:
+    """The rows of a run: of one task or several, from files or memory. Raises DataError as `load` does.
+
+    memory: what `from_memory` takes, of several tasks by name; None where all rows are in files.
+    """
+    if not spec.tasks:
+        return load(spec) if memory is None else from_memory(spec=spec, **memory)
+    if memory is not None and not set(memory) <= set(spec.tasks):
+        raise DataError("rows were given beside tasks, which have their own: name them in tasks")
+    return load_several(spec, memory)
+
+
 def load_several(spec: Spec, memory: Mapping[str, Mapping[str, Any]] | None = None) -> Data:
     """The rows of every task of a spec. memory: name -> what `from_memory` takes, for tasks whose rows are not in files.
 
@@ -135,7 +147,7 @@ def join(found: Mapping[str, Data]) -> Data:
         dropped += Counter(data.rows.dropped)
     counts = {
         key: sum(getattr(data.rows, key) for data in found.values())
-        for key in ("read", "trained", "validated", "tested")
+        for key in ("read", "trained", "validated", "tested", "unlabelled")
     }
     digest = hashlib.sha256(json.dumps([[name, data.fingerprint] for name, data in found.items()]).encode())
     train = _joined("train", found, columns)
@@ -150,6 +162,7 @@ def join(found: Mapping[str, Data]) -> Data:
         RowCount(**counts, dropped=dict(dropped)),
         digest.hexdigest(),
         tuple(said),
+        _joined("unlabelled", found, columns),
         dict(found),
     )
 

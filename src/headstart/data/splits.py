@@ -117,6 +117,28 @@ def hold_out_groups(
     return chosen
 
 
+def hold_out_fold(
+    units: Sequence[Any],
+    fold: int,
+    folds: int,
+    rng: np.random.Generator,
+    classes: Sequence[tuple[str, ...]] | None = None,
+) -> np.ndarray:
+    """A mask of the rows of one fold (from 1), (N,) bool; the folds of one seed are disjoint and cover all rows.
+
+    units: (N,), rows of one unit (an input, a group) stay together. Units are dealt out class by class.
+    Raises DataError where there are fewer units than folds.
+    """
+    _, first, unit = np.unique(np.asarray([str(u) for u in units]), return_index=True, return_inverse=True)
+    if len(first) < folds:
+        raise DataError(f"{folds} folds need {folds} different inputs (or groups) or more; there are {len(first)}")
+    codes = np.zeros(len(first), np.int64) if classes is None else rarest([classes[row] for row in first])
+    order = np.lexsort((_ranks(codes, rng), codes))
+    dealt = np.empty(len(first), np.int64)
+    dealt[order] = np.arange(len(first)) % folds
+    return np.asarray((dealt == fold - 1)[unit], bool)
+
+
 def hold_out_latest(times: np.ndarray, share: float) -> np.ndarray:
     """A mask of the latest rows, (N,) bool; rows of the same moment stay together.
 

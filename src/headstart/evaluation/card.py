@@ -142,10 +142,11 @@ def _how(record: Mapping[str, Any]) -> str:
 def _data(record: Mapping[str, Any]) -> str:
     rows = record["rows"]
     dropped = "; ".join(f"{wording.amount(number)} {_md(reason)}" for reason, number in rows["dropped"].items())
-    count = {key: wording.amount(rows[key]) for key in ("read", "trained", "validated", "tested")}
+    count = {key: wording.amount(rows[key]) for key in ("read", "trained", "validated", "tested", "unlabelled")}
     counted = (
         f"{count['read']} rows were read from {_md(_data_name(record))}: {count['trained']} to train, "
         f"{count['validated']} to validate, {count['tested']} to test"
+        f"{', ' + count['unlabelled'] + ' without labels' if rows['unlabelled'] else ''}"
         f"{'; left out: ' + dropped if dropped else '; none was left out'}."
     )
     fingerprint = record["data"]["fingerprint"]

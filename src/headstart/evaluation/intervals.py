@@ -97,7 +97,7 @@ def difference(
         pair[0].compute(counts)[name] - pair[1].compute(counts)[name]
         for counts in _resampled(len(targets), drawn, seed)
     ]
-    return _paired(value, np.concatenate(draws))
+    return paired(value, np.concatenate(draws))
 
 
 def paired_difference(
@@ -114,10 +114,38 @@ def paired_difference(
     change = ours - theirs
     drawn = min(resamples, max(FEWEST, WORK // max(1, 4 * len(change))))
     draws = [counts @ change / len(change) for counts in _resampled(len(change), drawn, seed)]
-    return _paired(float(change.mean()), np.concatenate(draws))
+    return paired(float(change.mean()), np.concatenate(draws))
 
 
-def _paired(value: float, draws: np.ndarray) -> dict[str, float | None]:
+def measured_draws(
+    task: Task,
+    scores: np.ndarray,
+    targets: np.ndarray,
+    *,
+    metric: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> tuple[float, np.ndarray]:
+    """A metric on the rows, and on each resample of them, (resamples,). Equal rows and seed draw the same resamples."""
+    name = metric or task.metric
+    group = next(g for g in _groups(task, scores, targets) if name in g.names)
+    drawn = min(resamples, max(FEWEST, WORK // max(1, group.work)))
+    once = np.ones((1, len(targets)), dtype=np.float32)
+    draws = [group.compute(counts)[name] for counts in _resampled(len(targets), drawn, seed)]
+    return float(group.compute(once)[name][0]), np.concatenate(draws)
+
+
+def percentiles(draws: np.ndarray) -> tuple[float | None, float | None]:
+    """The 95 % interval of resampled figures; None, None where they do not differ."""
+    draws = draws[~np.isnan(draws)]
+    if len(draws) < FEWEST or draws.min() == draws.max():
+        return None, None
+    low, high = np.quantile(draws, _edges())
+    return float(low), float(high)
+
+
+def paired(value: float, draws: np.ndarray) -> dict[str, float | None]:
+    """`value`, `low`, `high` and `p` of a difference from its resamples (resamples,). See `paired_difference` for p."""
     draws = draws[~np.isnan(draws)]
     if not len(draws):
         return {"value": value, "low": None, "high": None, "p": None}

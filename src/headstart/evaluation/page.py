@@ -60,6 +60,7 @@ def render_report(record: Mapping[str, Any]) -> str:
         alerts=_alerts(record, splits),
         sections=_sections(record, main),
         effects=_effects(record["transfer"]),
+        corrected=False,
         curves=_curves(record["stages"], record["metric"]),
         planned_memory=max(memories, default=0) or None,
         spec=json.dumps(record["spec"], indent=2, ensure_ascii=False),
@@ -185,6 +186,7 @@ def _effects(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "low": low,
                 "high": high,
                 "p": record.get("p"),
+                **{key: record.get(key) for key in ("p_holm", "wins", "seeds")},
                 "shown": f"{record['value']:+.3f}",
                 "range": wording.UNKNOWN if low is None or high is None else f"{low:+.3f} to {high:+.3f}",
                 "bar": plots.effect_bar(record["value"], low, high, reach),
@@ -220,7 +222,7 @@ def _curves(stages: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, 
 def render_comparison(record: Mapping[str, Any]) -> str:
     """`compare.html` from `Comparison.to_json()`: `metric`, `cells`, `summary` and `transfer`.
 
-    A summary record may have `low` and `high`; where none has, the whiskers are standard deviations over seeds.
+    Where no summary record has `low` and `high`, the whiskers are standard deviations over seeds.
     """
     summary, metric = record["summary"], record["metric"]
     arms = list(dict.fromkeys(s["arm"] for s in summary))
@@ -251,8 +253,10 @@ def render_comparison(record: Mapping[str, Any]) -> str:
             {"arm": arm, "cells": [_cell(by_place.get((arm, b)), b, summary, metric) for b in budgets]} for arm in arms
         ],
         effects=_effects(record["transfer"]),
+        corrected=any("p_holm" in effect for effect in record["transfer"]),
         summary=summary,
         cells=record["cells"],
+        folded=any(cell["fold"] for cell in record["cells"]),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 from headstart.methods._attack import still
 from headstart.methods._checks import number
 from headstart.methods._rows import weighted
-from headstart.protocols import Context, Method
+from headstart.protocols import Context, Method, Task
 from headstart.values import View
 
 
@@ -56,7 +56,19 @@ class RDrop(Method):
             return {"rdrop": view.outputs.sum() * 0.0}
         with ctx.autocast(), still(view.model):
             _, again = view.model(view.batch)
-        return {"rdrop": self.alpha * weighted(_distance(view.outputs, again.float(), ctx.task.name), view.batch)}
+        return {"rdrop": self.alpha * weighted(_by_task(view, again.float(), ctx.task), view.batch)}
+
+
+def _by_task(view: View, again: Tensor, task: Task) -> Tensor:
+    """(N,): each row's distance in the outputs of its own task."""
+    if not task.members:
+        return _distance(view.outputs, again, task.name)
+    found = view.outputs.new_zeros(len(again))
+    for member in task.members:
+        rows = (view.batch.origin == member.index).nonzero()[:, 0]
+        own = _distance(view.outputs[rows][:, member.columns], again[rows][:, member.columns], member.task.name)
+        found = found.index_add(0, rows, own)
+    return found
 
 
 def _distance(a: Tensor, b: Tensor, task: str) -> Tensor:
