@@ -107,7 +107,7 @@ class GradNorm(Method):
 
     def state(self) -> dict[str, Any]:
         """The weights, their optimiser's moments and the first losses."""
-        moments = dict(self.optimiser_.state.get(self.weights_, {}))
+        moments = {name: v.clone() for name, v in self.optimiser_.state.get(self.weights_, {}).items()}
         first = {str(task): value for task, value in self.first_.items()}
         return {"weights": self.weights_.detach().clone(), "first": first, "moments": moments}
 

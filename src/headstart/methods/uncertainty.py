@@ -82,7 +82,8 @@ class Uncertainty(Method):
 
     def state(self) -> dict[str, Any]:
         """s and its optimiser's moments."""
-        return {"logs": self.logs_.detach().clone(), "moments": dict(self.optimiser_.state.get(self.logs_, {}))}
+        moments = {name: value.clone() for name, value in self.optimiser_.state.get(self.logs_, {}).items()}
+        return {"logs": self.logs_.detach().clone(), "moments": moments}
 
     def load_state(self, state: Mapping[str, Any], model: nn.Module) -> None:
         """As `state` left them."""
