@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))
 
-from method_helpers import CLASSES, CLS, PAD, SEP, VOCABULARY, WIDTH, make_model
+from method_helpers import CLASSES, CLS, PAD, SEP, VOCABULARY, WIDTH, ImageBackbone, TinyBackbone, make_model
 
 from headstart.catalog import entries
 from headstart.encoded import Encoded
@@ -26,6 +27,7 @@ from headstart.protocols import Method, Prepared, Task
 from headstart.spec import TrainingSpec
 from headstart.tasks.classification import Classification
 from headstart.tasks.multitask import Multitask
+from headstart.values import Batch, Features
 
 OPTIONS: Mapping[str, dict[str, Any]] = {
     "freeze": {"decay": 0.5},
@@ -35,6 +37,8 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "pgd": {"steps": 2},
     "ema": {"decay": 0.5},
     "swa": {"start": 0.3},
+    "backtranslate": {"there": "some/pair", "back": "pair/some"},
+    "distil": {"teacher": "tiny", "hidden": 1.0, "relations": 1.0},
 }
 """Options with which a method shows its work in a run of a few steps; the others have working defaults."""
 
@@ -104,8 +108,52 @@ def make_prunable(kind: str) -> Model:
     return model
 
 
-MODELS = {"prune": make_prunable}
-"""What runs with a method need in place of the plain tiny model."""
+class PatchNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, WIDTH, 2, stride=2)
+        self.layers = nn.ModuleList(TupleBlock() for _ in range(3))
+        self.top = nn.LayerNorm(WIDTH)
+
+
+class PatchBackbone(ImageBackbone):
+    """A vision transformer over sixteen patches."""
+
+    def __init__(self) -> None:
+        TinyBackbone.__init__(self, PatchNetwork(), "image")
+
+    def features(self, batch: Batch) -> Features:
+        pixels = batch.inputs["pixels"]
+        x = self.network.first(pixels if batch.shift is None else pixels + batch.shift).flatten(2).transpose(1, 2)
+        for layer in self.network.layers:
+            x = layer(x)[0]
+        x = self.network.top(x)
+        return Features(x.mean(1), x)
+
+
+def make_attentive(kind: str) -> Model:
+    """The tiny model with blocks of attention over tokens, of words or of patches."""
+    if kind == "text":
+        return make_prunable(kind)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Model(PatchBackbone(), nn.Linear(WIDTH, CLASSES))
+
+
+MODELS = {"prompt": make_attentive, "prune": make_prunable, "ia3": make_prunable}
+"""What runs with a method need in place of the plain tiny model; the first of them that a run holds decides."""
+
+
+@dataclass
+class TinyBundle:
+    """What a method sees of another finished model: here the tiny one with other weights."""
+
+    kind: str
+
+    def __post_init__(self) -> None:
+        self.model = make_model(self.kind, seed=1)
+        self.task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
+        self.modality = TextModality() if self.kind == "text" else ImageModality()
 
 
 def is_for_several(names: Sequence[str | None]) -> bool:
@@ -142,7 +190,7 @@ def make_loop(
     methods: Mapping[str, Method] | None = None,
 ) -> Loop:
     """A loop with these methods in this order, over the model that they, or the method `like`, need."""
-    make = next((MODELS[name] for name in (*names, like) if name in MODELS), make_model)
+    make = next((make for name, make in MODELS.items() if name in (*names, like)), make_model)
     modality = TextModality() if kind == "text" else ImageModality()
     model, rows, held = make(kind), make_rows(kind), make_rows(kind, 1)
     task: Task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
@@ -153,7 +201,8 @@ def make_loop(
             torch.manual_seed(0)
             model.head = nn.Linear(WIDTH, task.outputs)
     training = TrainingSpec(batch_size=8, learning_rate=5e-3, patience=None, checkpoint_every=1e-9)
-    hooks = Hooks(methods or {name: make_method(name) for name in names}, task, modality, seed=0)
+    methods = methods or {name: make_method(name) for name in names}
+    hooks = Hooks(methods, task, modality, seed=0, bundle=lambda folder: TinyBundle(kind))
     return Loop(
         model, hooks, rows, held, training, epochs, 5e-3, torch.device("cpu"),
         checkpoint=checkpoint, identity="contract",

@@ -59,6 +59,45 @@ def test_stages_are_a_sequence_of_runs_each_with_its_bundle(
     assert [stage["kept"] for stage in stages] == [False, False, True]
 
 
+def test_the_report_says_what_was_gained_over_the_frozen_probe(
+    tickets: dict[str, Path], tiny_bert: Path, tmp_path: Path
+) -> None:
+    stages = [
+        {"name": "warm", "methods": ["freeze:probe"], "training": {"optimizer": "lbfgs"}},
+        {"name": "rest", "training": {"epochs": 2}},
+    ]
+    more = {"spec": {"stages": stages}, **files(tickets, tiny_bert)}
+    model = hs.fit(tickets["train"], out=tmp_path / "run", **more)  # type: ignore[arg-type]
+    report = model.report.to_json()  # type: ignore[union-attr]
+    (gain,) = report["transfer"]
+    probe = hs.evaluate(tmp_path / "run" / "stages" / "1-warm", tickets["test"])["metrics"]["accuracy"]["value"]
+    assert gain["against"] == "probe" and gain["metric"] == "accuracy"
+    assert gain["value"] == pytest.approx(report["metrics"]["test"]["accuracy"]["value"] - probe)
+    assert gain["low"] is None or gain["low"] <= gain["value"] <= gain["high"]
+    alone = hs.fit(tickets["train"], methods=["freeze:probe"], **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    assert alone.report.to_json()["transfer"] == []  # type: ignore[union-attr]
+
+
+def test_labels_that_look_wrong_stand_in_the_report(tickets: dict[str, Path], tiny_bert: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cleanlab")
+    lines = tickets["train"].read_text(encoding="utf-8").splitlines()
+    header = lines[0].split(",")
+    cells, at = lines[3].split(","), header.index("intent")  # row 3, counted from 1 below the header
+    cells[at] = "login" if cells[at] != "login" else "refund"
+    lines[3] = ",".join(cells)
+    flawed = tmp_path / "flawed.csv"
+    flawed.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    model = hs.fit(flawed, methods=["freeze:probe"], sets=["data.check_labels=true"], **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    found = model.report.to_json()["label_errors"]  # type: ignore[union-attr]
+    (first,) = [record for record in found if record["row"] == 3]
+    assert first["text"] in lines[3] and first["given"] in lines[3] and first["suggested"] != first["given"]
+    model.save(tmp_path / "saved")
+    page = (tmp_path / "saved" / "report.html").read_text(encoding="utf-8")
+    assert "Labels that look wrong" in page and first["text"] in page
+    with pytest.raises(SpecError, match="check_labels"):
+        hs.fit(["a", "b"] * 9, list(range(18)), task="regression", sets=["data.check_labels=true"])
+
+
 @pytest.mark.parametrize("task", ["regression", "multilabel"])
 def test_other_tasks(task: str, tiny_bert: Path) -> None:
     texts = [

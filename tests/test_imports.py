@@ -16,16 +16,18 @@ import headstart
 ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "values"),
-    ("spec", "catalog", "protocols", "model"),
+    ("errors", "values", "members"),
+    ("notation",),
+    ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "optimiser", "recipe", "probe", "evaluation"),
-    ("inference", "hooks", "planning"),
-    ("loop", "bundle"),
+    ("inference", "hooks", "planning", "label_errors"),
+    ("loop", "views"),
+    ("bundle", "robustness"),
     ("stages",),
     ("evidence",),
     ("adapt",),
-    ("comparison", "verbs", "sklearn"),
+    ("comparison", "verbs", "sklearn", "explain"),
     ("terminal",),
     ("cli",),
     ("__main__",),
@@ -44,7 +46,7 @@ HEAVY = ("torch", "transformers", "pandas", "sklearn", "scipy", "pyarrow", "timm
          "datasets", "matplotlib", "mlflow", "tensorboard", "PIL")  # fmt: skip
 
 OPTIONAL = ("pandas", "timm", "peft", "torchvision", "datasets", "matplotlib", "mlflow", "tensorboard",
-            "sentence_transformers")  # fmt: skip
+            "sentence_transformers", "cleanlab")  # fmt: skip
 
 
 def sources() -> list[Path]:

@@ -103,14 +103,18 @@ def test_both_tasks_learn_at_once_and_the_report_has_each(
     again = hs.load(tmp_path / "intent")
     assert again.tasks == () and again.predict(["refund"]) == ["refund"] and again.labels == alone.labels
     Spec.make(again.record["spec"])
-    with pytest.raises(BundleError, match="no task 'intnet'.*did you mean 'intent'"):
+    with pytest.raises(BundleError, match=r"no task 'intnet'.*did you mean 'intent'"):
         loaded.predict(["refund"], task="intnet")
     with pytest.raises(BundleError, match="single task"):
         again.only("intent")
 
 
 def test_the_command_line_fits_predicts_and_evaluates(
-    spec_file: Path, tickets: dict[str, Path], moods: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    spec_file: Path,
+    tickets: dict[str, Path],
+    moods: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out = tmp_path / "bundle"
     assert run(["fit", "--spec", str(spec_file), "--out", str(out), "--json"]) == 0
@@ -190,7 +194,10 @@ def test_rows_may_be_in_memory(tiny_bert: Path) -> None:
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"tasks": {"a": {"data": {"trian": "x"}}, "b": {}}}, r"unknown key 'tasks.a.data.trian': did you mean 'train'"),
+        (
+            {"tasks": {"a": {"data": {"trian": "x"}}, "b": {}}},
+            r"unknown key 'tasks.a.data.trian': did you mean 'train'",
+        ),
         ({"tasks": {"a": {"dta": {}}, "b": {}}}, r"unknown key 'tasks.a.dta': did you mean 'data'"),
         ({"task": {}, "taks": {}}, "unknown key 'taks': did you mean 'task'"),
         ({"tasks": {"a": {}}}, "two or more, received one"),
@@ -236,7 +243,7 @@ def test_wrong_company_is_refused_before_training(
         hs.fit(tasks=both, methods=["pcgrad"], sets=["training.sampling=round_robin"], **more)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="rows were given beside tasks"):
         hs.fit(["a text"], ["a"], spec={"tasks": both}, **more)  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="data.train stands beside tasks"):
+    with pytest.raises(SpecError, match=r"data.train stands beside tasks"):
         hs.fit(tickets["train"], tasks=both, **more)  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match="did you mean 'intent.accuracy'"):
+    with pytest.raises(SpecError, match=r"did you mean 'intent.accuracy'"):
         hs.fit(tasks=both, sets=["training.metric=intnet.accuracy"], **more)  # type: ignore[arg-type]

@@ -60,6 +60,22 @@ def test_biases_and_norms_are_not_decayed() -> None:
     assert torch.equal(parameter, torch.ones(4))
 
 
+@pytest.mark.parametrize("kind", ["sgd", "adamw", "adam"])
+def test_biases_and_norms_are_decayed_where_asked(kind: str) -> None:
+    start = torch.randn(4)
+    moved = {}
+    for decay_norms in (False, True):
+        parameter = nn.Parameter(start.clone())
+        parameter.grad = torch.zeros(4)
+        make(kind, parameter, decay_norms=decay_norms).step(0.5)
+        moved[decay_norms] = parameter.detach()
+    assert torch.equal(moved[False], start)
+    if kind == "adam":  # the decay is all of its gradient
+        assert bool(((start - moved[True]) * start > 0).all())
+    else:
+        assert torch.allclose(moved[True], start * (1 - 0.005 * 0.1))
+
+
 def test_moments_follow_their_parameters_when_groups_change() -> None:
     a, b = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2, 2))
     optimiser = make("adamw", a)

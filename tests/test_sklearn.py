@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from sklearn.base import clone
 from sklearn.datasets import load_digits
+from sklearn.exceptions import NotFittedError, SkipTestWarning
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.utils.estimator_checks import (
     check_do_not_raise_errors_in_init_or_set_params,
+    check_estimator,
     check_estimator_cloneable,
     check_estimator_repr,
     check_estimator_tags_renamed,
@@ -49,6 +51,30 @@ def test_scikit_learns_own_checks_that_take_no_numeric_table(check) -> None:  # 
     name = "TransferClassifier"
     made = hs.sklearn.TransferClassifier()
     check(name, made)
+
+
+def test_scikit_learns_whole_suite_finds_nothing_wrong() -> None:
+    """It leaves out what feeds numeric tables to an estimator whose tags say that it takes texts or pictures."""
+    with pytest.warns(SkipTestWarning, match="Can't test estimator TransferClassifier"):
+        found = check_estimator(hs.sklearn.TransferClassifier(), on_fail=None, on_skip=None)
+    assert found and {record["status"] for record in found} == {"passed"}
+
+
+def test_fitting_twice_gives_the_same_answers_and_leaves_the_rows_alone(
+    estimator: hs.sklearn.TransferClassifier,
+) -> None:
+    texts, labels = np.array(TEXTS, dtype=object), LABELS.copy()
+    first = estimator.fit(texts, labels).predict_proba(texts)
+    assert np.array_equal(estimator.fit(texts, labels).predict_proba(texts), first)
+    assert texts.tolist() == TEXTS and np.array_equal(labels, LABELS)
+    order = np.random.default_rng(0).permutation(len(texts))
+    assert np.allclose(estimator.predict_proba(texts[order]), first[order], atol=1e-6), "answers go with their rows"
+    assert np.allclose(estimator.predict_proba(texts[:1]), first[:1], atol=1e-6), "a row alone is answered alike"
+
+
+def test_an_estimator_that_was_not_fitted_says_so(estimator: hs.sklearn.TransferClassifier) -> None:
+    with pytest.raises(NotFittedError):
+        estimator.predict(TEXTS)
 
 
 def test_fit_predict_and_attributes(estimator: hs.sklearn.TransferClassifier) -> None:

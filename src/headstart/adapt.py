@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from headstart import backbones, catalog, data, planning, recipe
+from headstart import backbones, catalog, data, inference, label_errors, planning, recipe
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded, seed_of
@@ -122,6 +123,8 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
     modality: Modality = catalog.find("modalities", loaded.columns.modality)()
     labels = loaded.train.labels()
     task = task_of(spec, loaded, labels)
+    if spec.data.check_labels:
+        label_errors.require(task)
     written = recipe.expand(
         spec,
         task=task.name,
@@ -145,7 +148,7 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
     unlabelled = None if free is None else Encoded.of(modality, backbone, free.inputs())
     stages = Stages(
         written, task, modality, model, train_rows, encode(loaded.validation), labels, device, listen=listen,
-        unlabelled=unlabelled,
+        inputs=loaded.train.inputs(), unlabelled=unlabelled,
     )  # fmt: skip
     for stage in written.stages:
         stages.check(stage)
@@ -184,14 +187,17 @@ def fit(
     train: a file or folder, or the inputs themselves (texts; paths, PIL pictures or arrays) with `labels` beside them;
     validation and test likewise (in memory: a pair of inputs and labels); unlabelled: inputs without labels for
     methods that learn from them. tasks, in place of all these, is several tasks on one backbone: name -> `data` and
-    `task` as in a spec, with pairs of inputs and labels where files may stand. With no `methods` the default recipe runs.
+    `task` as in a spec, with pairs of inputs and labels where files may stand. With no `methods` the recipe runs.
     With `out` the bundle is saved there, and a run that was cut off goes on with `resume=True`.
 
     Raises BadInput (SpecError, DataError, BackboneError, MethodError, BundleError) before training, Interrupted on
     SIGINT with the state saved.
     """
     files = train is None or (isinstance(train, str | Path) and labels is None)
-    several, memory = (None, None) if tasks is None else data.apart(tasks)
+    several: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
+    if tasks is not None:
+        several, memory = data.apart(tasks)
     flat = {
         "tasks": several,
         "data__validation": str(validation) if files and validation is not None else None,
@@ -265,8 +271,10 @@ def execute(
     deadline = None if limit is None else run.started + limit
     run.stages.listen = curves(listen, tracker)
     try:
+        suspects = run.stages.label_errors() if run.spec.data.check_labels else []
         chosen = _run_stages(run, folder, resume=resume, deadline=deadline)
-        made = Evidence(run.spec, run.data, run.task, run.stages, plan_made, chosen, run.started).bundle(run.test)
+        evidence = Evidence(run.spec, run.data, run.task, run.stages, plan_made, chosen, run.started, suspects)
+        made = evidence.bundle(run.test)
         if folder is not None:
             made.save(folder, overwrite=overwrite)
             (folder / RUN).unlink(missing_ok=True)
@@ -306,16 +314,18 @@ def _begin(run: Run, folder: Path, *, resume: bool) -> None:
 
 @dataclass(frozen=True)
 class Chosen:
-    """The stages' results and which of them is the result of the run."""
+    """The stages' results, which of them is the result of the run, and a frozen probe's answers on the test rows."""
 
     results: list[StageResult]
     position: int
+    probe: np.ndarray | None = None
 
 
 def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float | None) -> Chosen:
     """Every stage in order; `run.stages` ends as the stage that is kept."""
     results: list[StageResult] = []
     kept: tuple[int, Stages] | None = None
+    frozen: np.ndarray | None = None
     for position, stage in enumerate(run.spec.stages):
         home = folder / STAGES / f"{position + 1}-{stage.name}" if folder and len(run.spec.stages) > 1 else None
         if resume and home is not None and (home / "bundle.json").exists():
@@ -336,13 +346,15 @@ def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float 
                 _keep_stage(run, home, results)
                 if checkpoint is not None:
                     checkpoint.unlink(missing_ok=True)
+        if run.stages.untouched and run.test is not None and position < len(run.spec.stages) - 1:
+            frozen = inference.outputs(run.stages.model, run.test)
         if kept is None or run.spec.keep == "last" or _improves(run, results[position].score, results[kept[0]].score):
             last = position == len(run.spec.stages) - 1
             kept = (position, run.stages if last or run.spec.keep == "last" else run.stages.copy())
     if kept is None:
         raise SpecError("the spec has no stages to run")
     run.stages = kept[1]
-    return Chosen(results, kept[0])
+    return Chosen(results, kept[0], None if run.stages.untouched else frozen)
 
 
 def _improves(run: Run, new: float | None, old: float | None) -> bool:

@@ -116,23 +116,36 @@ class Bundle:
             return np.zeros((0, self.task.outputs), dtype=np.float32)
         return inference.outputs(self.model, Encoded.of(self.modality, self.model.backbone, inputs))
 
-    def scores(self, inputs: Sequence[Any]) -> np.ndarray:
-        """Calibrated probabilities or values, (rows,K)."""
-        return self.task.scores(torch.from_numpy(self.outputs(inputs)), self.temperature).numpy()
+    def scores(self, inputs: Sequence[Any], *, tta: int = 1, seed: int = 0) -> np.ndarray:
+        """Calibrated probabilities or values, (rows,K); with `tta` above 1 the mean over so many views of each row.
 
-    def decode(self, inputs: Sequence[Any]) -> Decoded:
+        The first view is the row itself, the others are drawn from `seed` by the bundle's own `augment`, or by
+        `views.DEFAULTS`.
+        """
+        if tta == 1 or len(inputs) == 0:
+            return self.task.scores(torch.from_numpy(self.outputs(inputs)), self.temperature).numpy()
+        from headstart.views import averaged
+
+        specs = [*(self.record["spec"].get("methods") or []), *self._stage_methods()]
+        return averaged(self.model, self.task, self.modality, inputs, specs, self.temperature, tta, seed)
+
+    def _stage_methods(self) -> list[Mapping[str, Any]]:
+        return [method for stage in self.record["spec"].get("stages", []) for method in stage["methods"]]
+
+    def decode(self, inputs: Sequence[Any], *, tta: int = 1, seed: int = 0) -> Decoded:
         """Predictions with their score columns."""
-        return self.task.decode(self.scores(inputs))
+        return self.task.decode(self.scores(inputs, tta=tta, seed=seed))
 
-    def predict(self, inputs: Sequence[Any], *, task: str | None = None) -> list[Any]:
+    def predict(self, inputs: Sequence[Any], *, task: str | None = None, tta: int = 1, seed: int = 0) -> list[Any]:
         """One answer a row: a label, a list of labels, a number or a list of numbers.
 
-        Of several tasks a dictionary of answers by task, or with `task` the answers of that one.
+        Of several tasks a dictionary of answers by task, or with `task` the answers of that one. tta: how many views of
+        each row are answered and averaged (test-time augmentation); 1 is the row alone.
         """
         if isinstance(inputs, str | bytes):
             raise BundleError("predict expects a list of rows, received one string: write predict([text])")
         model = self if task is None else self.only(task)
-        return model.decode(list(inputs)).prediction
+        return model.decode(list(inputs), tta=tta, seed=seed).prediction
 
     def prove(self) -> float:
         """Run the stored probe again; the largest difference found. Raises ProofError when it is too large."""

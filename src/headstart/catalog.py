@@ -24,13 +24,17 @@ KINDS = ("modalities", "tasks", "methods")
 
 @dataclass(frozen=True)
 class Entry:
-    """One plug-in: its public name, its class as `module:Class`, its docstring and where it comes from."""
+    """One plug-in: its public name, its class as `module:Class`, its docstring and where it comes from.
+
+    options: of a built-in dataclass, each with its name, type and default as they are written.
+    """
 
     kind: str
     name: str
     target: str
     doc: str
     source: str
+    options: tuple[tuple[tuple[str, str], ...], ...] = ()
 
     @property
     def summary(self) -> str:
@@ -65,13 +69,30 @@ def entries(kind: str) -> Mapping[str, Entry]:
         )
         if plug is not None:
             found[path.stem] = Entry(
-                kind, path.stem, f"headstart.{kind}.{path.stem}:{plug.name}", ast.get_docstring(plug) or "", "headstart"
+                kind,
+                path.stem,
+                f"headstart.{kind}.{path.stem}:{plug.name}",
+                ast.get_docstring(plug) or "",
+                "headstart",
+                _options(plug),
             )
     for point in entry_points(group=f"headstart.{kind}"):
         if point.name not in found:
             source = point.dist.name if point.dist else point.module
             found[point.name] = Entry(kind, point.name, point.value, _foreign_doc(point.value), source)
     return found
+
+
+def _options(node: ast.ClassDef) -> tuple[tuple[tuple[str, str], ...], ...]:
+    """The fields of a dataclass, read from its source."""
+    found = []
+    for item in node.body:
+        if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name) and not item.target.id.endswith("_"):
+            kind = ast.unparse(item.annotation)
+            if not kind.startswith("ClassVar"):
+                default = ast.unparse(item.value) if item.value is not None else "required"
+                found.append((("name", item.target.id), ("type", kind), ("default", default)))
+    return tuple(found)
 
 
 def _plugs(node: ast.ClassDef, kind: str) -> bool:

@@ -41,6 +41,7 @@ Rate = Annotated[float | None, typer.Option(help="the highest learning rate")]
 Limit = Annotated[str | None, typer.Option(help="such as 90s, 10m or 1.5h")]
 Seed = Annotated[int | None, typer.Option(help="every random draw comes from it")]
 SpecFile = Annotated[Path | None, typer.Option("--spec", help="a TOML spec, or a bundle whose run to repeat")]
+Views = Annotated[int, typer.Option("--tta", help="views of each row to average, the first is the row; 1 is off")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="section.key=value over the spec; repeat it")]
 
 
@@ -136,13 +137,14 @@ def predict(
     rows: Annotated[str, typer.Argument(help="rows to answer, in any format that fit reads")],
     out: Annotated[Path, typer.Option(help=".csv, .tsv, .jsonl or .parquet")],
     task: OneTask = None,
+    tta: Views = 1,
     as_json: Json = False,
 ) -> None:
     """Answer every row of a file: its columns, `prediction` and one score column a label."""
     from headstart import verbs
     from headstart.terminal import Terminal
 
-    count = verbs.predict(bundle, rows, out, task=task)
+    count = verbs.predict(bundle, rows, out, task=task, tta=tta)
     Terminal().say(f"done: {count} rows answered in '{out}'")
     if as_json:
         _print_json({"rows": count, "out": str(out)})
@@ -157,20 +159,31 @@ def evaluate(
     ] = None,
     on_bad_row: Annotated[str, typer.Option(help="error or skip")] = "error",
     task: OneTask = None,
+    robust: Annotated[bool, typer.Option("--robust", help="measure attacked and spoiled rows too")] = False,
+    robust_rows: Annotated[int, typer.Option(min=1, help="rows that are attacked at most")] = 300,
+    radius: Annotated[list[float] | None, typer.Option(min=0.0, help="of an attack, instead of the usual two")] = None,
+    tta: Views = 1,
     as_json: Json = False,
 ) -> None:
-    """Measure a bundle on labelled rows, with intervals and by slice."""
+    """Measure a bundle on labelled rows, with intervals, by slice and under attack."""
     from headstart import verbs
     from headstart.terminal import Terminal
 
     terminal = Terminal()
-    measured = verbs.evaluate(bundle, rows, task=task, slices=slice_ or (), on_bad_row=on_bad_row)
+    measured = verbs.evaluate(
+        bundle, rows, task=task, slices=slice_ or (), on_bad_row=on_bad_row, robust=robust, robust_rows=robust_rows,
+        radii=radius or None, tta=tta,
+    )  # fmt: skip
     terminal.say(f"{measured['task']} on {measured['rows']} rows (value [95 % interval])")
     for name, text in verbs.summary_table(measured["metrics"]):
         terminal.say(f"  {name:18s} {text}")
     for column, values in measured.get("slices", {}).items():
         terminal.say(f"by {column}:")
         for line in verbs.slice_lines(values):
+            terminal.say(f"  {line}")
+    if robust:
+        terminal.say(f"{measured['robustness']['metric']} on {measured['robustness']['rows']} rows:")
+        for line in verbs.robust_lines(measured["robustness"]):
             terminal.say(f"  {line}")
     if as_json:
         _print_json(measured)
@@ -249,18 +262,22 @@ def backbones(as_json: Json = False) -> None:
 
 @app.command()
 def methods(
-    name: Annotated[str | None, typer.Argument(help="explain this one: equation, source, options, defaults")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="explain this one: equation, source, options, pairs, figures")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the transfer methods, or explain one of them."""
-    from headstart.catalog import entries, entry_of
+    from headstart.catalog import entries
 
     if name is not None:
-        entry = entry_of("methods", name)
+        from headstart.explain import explain, lines
+
+        found = explain(name)
         if as_json:
-            _print_json({**entry.to_json(), "doc": entry.doc})
+            _print_json(found)
         else:
-            print(f"{entry.name} [{entry.source}]\n\n{entry.doc}")
+            print("\n".join(lines(found)))
         return
     _listing([entry.to_json() for entry in entries("methods").values()], as_json)
 

@@ -19,12 +19,15 @@ from headstart.values import Batch
 
 @dataclass(frozen=True)
 class Encoded:
-    """prepared: the inputs; targets: (rows,) or (rows,K), None when unlabelled; weight: (rows,); origin: (rows,)."""
+    """prepared: the inputs; targets: (rows,) or (rows,K), None when unlabelled; weight: (rows,); origin: (rows,); raw:
+    what the rows were before a backbone's modality prepared them, where that is known.
+    """
 
     prepared: Prepared
     targets: Tensor | None
     weight: Tensor
     origin: Tensor
+    raw: Sequence[Any] | None = None
 
     @classmethod
     def of(
@@ -39,9 +42,23 @@ class Encoded:
         prepared = modality.prepare(inputs, backbone)
         targets = task.encode(labels) if task is not None and labels is not None else None
         rows = len(prepared)
-        known = task is not None and targets is not None
-        origin = task.origins(targets) if known else torch.zeros(rows, dtype=torch.int64)
-        return cls(prepared, targets, torch.ones(rows), origin)
+        origin = torch.zeros(rows, dtype=torch.int64)
+        if task is not None and targets is not None:
+            origin = task.origins(targets)
+        return cls(prepared, targets, torch.ones(rows), origin, inputs)
+
+    def extended(
+        self, modality: Modality, backbone: Backbone, inputs: Sequence[Any], added: Sequence[tuple[int, Any]]
+    ) -> Encoded:
+        """These rows, whose raw inputs are given, and behind them those added: (index of a source, raw input).
+
+        An added row has the target, weight and origin of its source.
+        """
+        raw = [*inputs, *(value for _, value in added)]
+        prepared = modality.prepare(raw, backbone)
+        index = torch.tensor([*range(len(self)), *(source for source, _ in added)], dtype=torch.int64)
+        targets = None if self.targets is None else self.targets[index]
+        return Encoded(prepared, targets, self.weight[index], self.origin[index], raw)
 
     def __len__(self) -> int:
         return len(self.prepared)

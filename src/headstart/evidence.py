@@ -18,12 +18,14 @@ import numpy as np
 import torch
 
 from headstart import bundle as bundles
-from headstart import inference
+from headstart import inference, robustness
 from headstart.bundle import Bundle
 from headstart.data import Data
 from headstart.encoded import Encoded
+from headstart.label_errors import Suspect
+from headstart.members import Member
 from headstart.planning import Plan
-from headstart.protocols import Member, Task
+from headstart.protocols import Task
 from headstart.spec import Spec
 from headstart.stages import StageResult, Stages
 
@@ -45,6 +47,7 @@ class Evidence:
     plan: Plan
     chosen: Chosen
     started: float
+    suspects: Sequence[Suspect] = ()
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of several tasks each one's share of the report, by name."""
 
@@ -62,12 +65,47 @@ class Evidence:
             made.record["temperature"] = kept.get("temperature", 1.0)
         metrics: dict[str, Any] = {}
         details: dict[str, Any] = {}
+        transfer: list[dict[str, Any]] = []
         if validation is not None and held_out is not None:
             self._measure("validation", held_out, validation, made.temperature, metrics, details)
         if test is not None:
-            self._measure("test", inference.outputs(model, test), test, made.temperature, metrics, details)
-        made.report = self._report(made, metrics, details)
+            answered = inference.outputs(model, test)
+            self._measure("test", answered, test, made.temperature, metrics, details)
+            transfer = self._transfer(answered, test, made.temperature)
+        measured = {
+            "metrics": metrics,
+            "splits": details,
+            "transfer": transfer,
+            "robustness": self._robustness(made, test),
+        }
+        made.report = self._report(made, measured)
         return made
+
+    def _transfer(self, outputs: np.ndarray, test: Encoded, temperature: Any) -> list[dict[str, Any]]:
+        """What adapting the backbone gained over its frozen probe, on the test rows, where the run made both."""
+        from headstart.evaluation.intervals import difference
+
+        if self.chosen.probe is None or test.targets is None:
+            return []
+        ours = self.task.scores(torch.from_numpy(outputs), temperature).numpy()
+        probe = self.task.scores(torch.from_numpy(self.chosen.probe)).numpy()
+        seed = self.spec.training.seed
+        gain = difference(self.task, ours, probe, test.targets.numpy(), seed=seed)
+        return [{"against": "probe", "budget": "100%", "metric": self.task.metric, **gain}]
+
+    def _robustness(self, made: Bundle, test: Encoded | None) -> dict[str, Any]:
+        """What attacked and spoiled rows do to it, where the spec asks for that: of the test rows if there are any."""
+        asked = self.spec.evaluation
+        name, rows = ("test", test) if test is not None else ("validation", self.stages.validation)
+        part = self.data.test if name == "test" else self.data.validation
+        if not asked.robust or part is None or rows is None or rows.targets is None or not len(rows):
+            return {}
+        measured = robustness.measure(
+            made.model, self.task, made.modality, rows, inputs=part.inputs(), radii=asked.radii,
+            most=asked.robust_rows, steps=asked.robust_steps, temperature=made.temperature,
+            seed=self.spec.training.seed,
+        )  # fmt: skip
+        return {"split": name, **measured}
 
     def _temperature(self, outputs: np.ndarray, rows: Encoded) -> Any:
         from headstart.evaluation.calibration import temperature_of
@@ -144,7 +182,7 @@ class Evidence:
             "columns": own.columns.to_json(),
         }
 
-    def _report(self, made: Bundle, metrics: Mapping[str, Any], details: Mapping[str, Any]) -> Report:
+    def _report(self, made: Bundle, measured: Mapping[str, Any]) -> Report:
         from headstart.evaluation import Report
 
         results = self.chosen.results
@@ -157,8 +195,7 @@ class Evidence:
                 "modality": self.stages.modality.name,
                 "labels": list(self.task.labels),
                 "metric": self.task.metric,
-                "metrics": dict(metrics),
-                "splits": dict(details),
+                **measured,
                 "tasks": self.parts,
                 "rows": self.data.rows.to_json(),
                 "parameters": {
@@ -180,7 +217,7 @@ class Evidence:
                     {**result.to_json(), "kept": position == self.chosen.position}
                     for position, result in enumerate(results)
                 ],
-                "transfer": [],
+                "label_errors": self._label_errors(),
                 "findings": [
                     {"level": f.level, "code": f.code, "message": f.message, "rows": list(f.rows)}
                     for f in self.data.findings
@@ -201,6 +238,19 @@ class Evidence:
                 "notes": [note for result in results for note in result.notes],
             }
         )
+
+    def _label_errors(self) -> list[dict[str, Any]]:
+        """The suspects as the report lists them, the first with their inputs."""
+        from headstart.evaluation.measure import WORST, shown
+
+        inputs, rows = self.data.train.inputs(), self.data.train.source_rows
+        found = []
+        for place, suspect in enumerate(self.suspects):
+            record = suspect.to_json()
+            position = record.pop("position")
+            seen = shown(inputs[position]) if place < WORST else {}
+            found.append({"row": int(rows[position]), **seen, **record})
+        return found
 
     @staticmethod
     def plain_bundle(spec: Spec, loaded: Data, task: Task, stages: Stages, results: Sequence[StageResult]) -> Bundle:

@@ -2,7 +2,7 @@
 
 Refused at construction: two owners of an exclusive hook, a capability that the run lacks, one method twice. Refused
 as they happen: two claims on one module, two penalties of one name, a transform that loses `origin`. Reported after the
-first epoch: a method that changed nothing.
+first epoch, or the first in which it acts: a method that changed nothing.
 """
 
 from __future__ import annotations
@@ -40,7 +40,10 @@ class Hooks:
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     validate: Callable[[nn.Module], float] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    batches: Callable[[], Iterator[Batch]] | None = None
     unlabelled: Encoded | None = None
+    train_rows: Encoded | None = None
+    bundle: Callable[[str], Any] | None = None
     claims: dict[int, str] = field(default_factory=dict)
     effect: dict[str, bool] = field(default_factory=dict)
     """Whether a method was seen to change something; absent where its hooks leave no trace to look at."""
@@ -57,12 +60,11 @@ class Hooks:
             for need, reason in method.requires().items():
                 if not self._offers(need):
                     raise MethodError(
-                        f"'{name}' cannot be used here: {reason} (needs {need}; "
-                        f"this run is {self.task.name} on {self.modality.name})"
+                        f"'{name}' cannot be used here: {reason}; this run is {self.task.name} on {self.modality.name}"
                     )
 
     def _offers(self, need: str) -> bool:
-        # Every run has a start; asking for it is what keeps it (`adapt`). Batches of several tasks are seen to by stages.
+        # Every run has a start; asking for it is what keeps it (`adapt`). Mixed batches are seen to by stages.
         if need in ("run.start", "run.mixed"):
             return True
         if need == "run.unlabelled":
@@ -97,7 +99,11 @@ class Hooks:
             backward=self.backward,
             validate=self.validate,
             autocast=self.autocast,
+            batches=self.batches,
             unlabelled=self.unlabelled,
+            train_rows=self.train_rows,
+            altered=bool(self.owners("transform")),
+            bundle=self.bundle,
         )
 
     def adapt(self, model: nn.Module) -> nn.Module:
@@ -124,6 +130,16 @@ class Hooks:
         learning = {id(p) for group in groups for p in group.parameters}
         self._seen(owner[0], learning != everything or any(group.lr_scale != 1 for group in groups))
         return groups
+
+    def rows(self, inputs: Sequence[Any]) -> dict[str, list[tuple[int, Any]]]:
+        """The training rows that each method adds to these raw ones, by method: (index of its source, raw input)."""
+        found = {}
+        for name in self.owners("rows"):
+            found[name] = list(self.methods[name].rows(inputs, self.context(name, "rows")))
+            if any(not 0 <= source < len(inputs) for source, _ in found[name]):
+                raise MethodError(f"'{name}' added a row that was made from none of the {len(inputs)} training rows")
+            self._seen(name, bool(found[name]))
+        return found
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The epoch's batches through every stream hook in order."""
@@ -205,11 +221,16 @@ class Hooks:
         self.effect[name] = self.effect.get(name, False) or changed
 
     def idle(self) -> list[str]:
-        """A sentence for each method that was watched and changed nothing."""
+        """At the end of an epoch: a sentence for each method that was watched, changed nothing and should have by now.
+
+        Should have: since its first epoch, or at the latest by the end of a run that is over before that.
+        """
+        epoch, last = self.progress.epoch, self.progress.epochs - 1
+        since = "the first epoch" if epoch == 0 else f"{epoch + 1} epochs"
         return [
-            f"method '{name}' changed nothing in the first epoch: check its options, or leave it out"
+            f"method '{name}' changed nothing in {since}: check its options, or leave it out"
             for name, changed in self.effect.items()
-            if not changed
+            if not changed and min(self.methods[name].first_epoch(), last) == epoch
         ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,29 @@ def outputs(model: nn.Module, rows: Encoded, *, batch_size: int = 64) -> np.ndar
 def pooled(backbone: Backbone, rows: Encoded, *, batch_size: int = 64) -> np.ndarray:
     """Frozen pooled features, (rows,D) float32."""
     return _collect(backbone, rows, batch_size, lambda batch: backbone(batch).pooled)
+
+
+def averaged(
+    model: nn.Module,
+    rows: Encoded,
+    score: Callable[[Tensor], Tensor],
+    change: Callable[[Batch, int, int], Batch],
+    views: int,
+    *,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """The mean of `score(outputs)` over views of each row, (rows,K) float32; the first view is the row as it is.
+
+    change: makes another view of a batch, given the number of the view (from 1) and of the batch.
+    """
+    done = count()
+
+    def answer(batch: Batch) -> Tensor:
+        number = next(done)
+        seen = [batch, *(change(batch, view, number) for view in range(1, views))]
+        return torch.stack([score(model(each)[1].float()) for each in seen]).mean(0)
+
+    return _collect(model, rows, batch_size, answer)
 
 
 def _collect(module: nn.Module, rows: Encoded, batch_size: int, answer: Callable[[Batch], Tensor]) -> np.ndarray:

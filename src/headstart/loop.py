@@ -89,7 +89,8 @@ class Loop:
         with torch.random.fork_rng(), _interrupts() as self.interrupted:
             torch.manual_seed(seed_of(self.training.seed, "loop", self.accelerator.process_index))
             self.hooks.backward = self.accelerator.backward
-            self.hooks.autocast = self._autocast
+            self.hooks.batches = lambda: (self._take(*item).to(self.device) for item in self._plan(self.position[0]))
+            self.hooks.autocast, self.hooks.train_rows = self._autocast, self.train_rows
             self.hooks.validate = self._validate if self.validation is not None else None
             self.hooks.progress = Progress(0, self._steps(), 0, self.epochs)
             self.model = self.hooks.adapt(self.model.to(self.device))
@@ -127,10 +128,9 @@ class Loop:
             self._set_learning()
             if not self._epoch(epoch, skip):
                 return
-            if epoch == 0:
-                self.result.notes += self.hooks.idle()
-                for note in self.result.notes:
-                    self.listen("note", {"text": note})
+            for note in self.hooks.idle():
+                self.result.notes.append(note)
+                self.listen("note", {"text": note})
             self.position = (epoch + 1, 0)
             if self._after_epoch(epoch):
                 self.result.stopped = f"no better validation in {self.training.patience} epochs"

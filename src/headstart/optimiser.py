@@ -1,7 +1,8 @@
 """The optimiser step: parameter groups, schedules and the decoupled decay.
 
 AdamW and SGD apply theta <- theta - lr * grad - lr * decay * theta (Loshchilov & Hutter 2019, algorithms 1 and 2);
-Adam adds decay * theta to the gradient (Kingma & Ba 2015 with an L2 term). Norms and biases are not decayed.
+Adam adds decay * theta to the gradient (Kingma & Ba 2015 with an L2 term). Norms and biases, the parameters of fewer
+than two dimensions, are decayed only with `training.decay_norms`.
 """
 
 from __future__ import annotations
@@ -53,12 +54,12 @@ class Optimiser:
         self.torch: torch.optim.Optimizer | None = None
 
     def set_groups(self, groups: Sequence[Group]) -> None:
-        """Make these the groups that learn. Each is split into decayed (matrices) and not decayed (norms, biases)."""
+        """Make these the groups that learn. Each is split into decayed (matrices; with `decay_norms` all) and not."""
         old = dict(self.torch.state) if self.torch else {}
         split: list[dict[str, object]] = []
         for group in groups:
             for decayed in (True, False):
-                parameters = [p for p in group.parameters if (p.ndim >= 2) is decayed]
+                parameters = [p for p in group.parameters if (p.ndim >= 2 or self.training.decay_norms) is decayed]
                 if parameters:
                     split.append({"params": parameters, "scale": group.lr_scale, "decayed": decayed})
         self.groups = list(groups)

@@ -21,7 +21,19 @@ STEPS = 300
 EPOCHS = (5, 50)
 """Fewest and most epochs that the plan chooses by itself."""
 
-HOOKS = ("adapt", "groups", "stream", "transform", "penalty", "prior", "backward", "gradients", "after_step", "finish")
+HOOKS = (
+    "rows",
+    "adapt",
+    "groups",
+    "stream",
+    "transform",
+    "penalty",
+    "prior",
+    "backward",
+    "gradients",
+    "after_step",
+    "finish",
+)
 
 LEARNING_RATE = {"text": 1e-4, "image": 3e-4}
 """For the whole backbone, by modality: starting points that were not tuned."""

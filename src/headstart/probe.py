@@ -70,11 +70,8 @@ def fit(
         best, score = _choose(task, answers, held_y)
         weight, bias = found[best]
         return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
-    answers = [torch.zeros(len(x), task.outputs, dtype=torch.float64) for _ in STRENGTHS]
-    for fitted, held in folds(targets, FOLDS, seed):
-        for position, c in enumerate(STRENGTHS):
-            weight, bias = solve(x[fitted], targets[fitted], task, c)
-            answers[position][held] = x[held] @ weight.T + bias
+    parts = list(folds(targets, FOLDS, seed))
+    answers = [_crossed(x, targets, task, c, parts) for c in STRENGTHS]
     best, score = _choose(task, answers, targets)
     weight, bias = solve(x, targets, task, STRENGTHS[best])
     return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
@@ -99,6 +96,33 @@ def _each(
             held_out[held_rows.nonzero(), torch.arange(task.outputs)[member.columns]] = found.held_out
     scores = task.scores(held_out).numpy()
     return Probe(weight, bias, strengths, task.measure(scores, held_targets.numpy())[task.metric], held_out)
+
+
+def out_of_fold(features: np.ndarray, targets: Tensor, task: Task, *, seed: int = 0) -> Tensor:
+    """(n,K) raw outputs on the rows themselves, each by a head that has not seen it.
+
+    Here probabilities are wanted, not the best answers: the strength is that of the lowest loss across folds. They are
+    tried simplest first, until the loss rises.
+    """
+    x = torch.from_numpy(np.ascontiguousarray(features)).double()
+    parts = list(folds(targets, FOLDS, seed))
+    best, lowest = torch.zeros(len(x), task.outputs, dtype=torch.float64), float("inf")
+    for c in STRENGTHS:
+        answer = _crossed(x, targets, task, c, parts)
+        loss = float(task.loss(answer, targets).mean())
+        if loss >= lowest:
+            break
+        best, lowest = answer, loss
+    return best.float()
+
+
+def _crossed(x: Tensor, targets: Tensor, task: Task, c: float, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Raw outputs of every row by the head of its fold, float64."""
+    answer = torch.zeros(len(x), task.outputs, dtype=torch.float64)
+    for fitted, held in parts:
+        weight, bias = solve(x[fitted], targets[fitted], task, c)
+        answer[held] = x[held] @ weight.T + bias
+    return answer
 
 
 def solve(x: Tensor, targets: Tensor, task: Task, c: float) -> tuple[Tensor, Tensor]:

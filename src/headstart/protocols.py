@@ -16,9 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.members import Member
 from headstart.values import Batch, Features, Group, Progress, View
 
 if TYPE_CHECKING:
+    from headstart.bundle import Bundle
     from headstart.encoded import Encoded
 
 
@@ -73,8 +75,11 @@ class Backbone(nn.Module, ABC):
         """Write what `rebuild` and the modality need beside the weights (config, tokenizer) into `folder`."""
 
     def forward(self, batch: Batch) -> Features:
-        """The same as `features`."""
-        return self.features(batch)
+        """The same as `features`, with hidden states mixed where `batch.mix` names a block."""
+        from headstart.model import mixed_states
+
+        with mixed_states(self.blocks, batch) if batch.mix is not None else nullcontext():
+            return self.features(batch)
 
 
 class Prepared(ABC):
@@ -128,33 +133,6 @@ class Weighted:
     work: int
     compute: Callable[[np.ndarray], Mapping[str, np.ndarray]]
     shares: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Member:
-    """One task of several that share a run.
-
-    index: its number, which is also the `origin` of its rows. columns: its share of the head's outputs. width: columns
-    of its own targets, 0 where they are class numbers. Targets of several tasks are (N,1+W): the number of the row's
-    task, then that task's own target.
-    """
-
-    name: str
-    task: Task
-    index: int
-    columns: slice
-    width: int
-
-    def rows(self, targets: Any) -> Any:
-        """Which of these rows are its own, (N,) bool; targets (N,1+W), a tensor or an array."""
-        return targets[:, 0] == self.index
-
-    def own(self, targets: Any) -> Any:
-        """The targets of its rows as its task encodes them, from (n,1+W)."""
-        if self.width:
-            return targets[:, 1 : 1 + self.width]
-        numbers = targets[:, 1]
-        return numbers.long() if isinstance(numbers, Tensor) else numbers.astype(np.int64)
 
 
 class Task(ABC):
@@ -252,7 +230,12 @@ class Context:
     start: starting values of parameters by identity, taken by the loop before any surgery where a method adds to the
     loss or requires `run.start`.
     autocast: the precision of the run, for forward passes that a penalty makes itself.
+    batches: the training batches of this epoch, before any `stream` or `transform`, for a method that must look at them
+    first; None where there is no run, as when a plan is made.
     unlabelled: rows without labels that the run may learn from; None where there are none (require `run.unlabelled`).
+    train_rows: the rows that are trained on, which `Batch.row` counts; None while a run is only planned.
+    altered: whether some method of the run changes batches, so that they are not those rows as they were read.
+    bundle: loads a finished bundle from its folder, for methods that learn from another model.
     """
 
     task: Task
@@ -265,7 +248,11 @@ class Context:
     backward: Callable[[Tensor], None] = lambda loss: loss.backward()
     validate: Callable[[nn.Module], float] | None = None
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext
+    batches: Callable[[], Iterator[Batch]] | None = None
     unlabelled: Encoded | None = None
+    train_rows: Encoded | None = None
+    altered: bool = False
+    bundle: Callable[[str], Bundle] | None = None
 
     def claim(self, module: nn.Module) -> None:
         """Reserve a module for this method's surgery. Raises MethodError when another method holds it."""
@@ -309,6 +296,17 @@ class Method:
     def passes(self) -> float:
         """Forward and backward passes a micro-batch costs, for the plan; those of several methods multiply."""
         return 1.0
+
+    def first_epoch(self) -> int:
+        """The epoch, counted from 0, in which the method changes something at the earliest; idle until then is right."""
+        return 0
+
+    def rows(self, inputs: Sequence[Any], ctx: Context) -> Sequence[tuple[int, Any]]:
+        """Further training rows, made once before training from the raw ones (texts; paths or bytes of pictures).
+
+        Each is (index of the row that it was made from, raw input) and takes that row's label, weight and origin.
+        """
+        return ()
 
     def stream(self, batches: Iterable[Batch], ctx: Context) -> Iterator[Batch]:
         """The batches of an epoch, ordered: replay, pairing, curricula."""
@@ -361,6 +359,10 @@ class Method:
     def artefacts(self) -> dict[str, bytes]:
         """Extra files for the bundle, by relative path, after `finish` (such as a PEFT adapter folder)."""
         return {}
+
+    def notes(self) -> list[str]:
+        """Sentences for the report about what the method found or chose, asked for when its stage is over."""
+        return []
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs: tensors and plain JSON values, by name."""

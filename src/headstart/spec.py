@@ -1,8 +1,8 @@
 """What the user asked for: one validated value, from flags, TOML or Python.
 
 A spec is frozen, hashable (`digest`), saved in every bundle, and running it again repeats the run. Unknown keys are
-refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, plus `methods` and `stages`; for
-several tasks on one backbone `tasks`, a table of `data` and `task` a name, in place of the first two.
+refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, `evaluation`, plus `methods` and
+`stages`; for several tasks on one backbone `tasks`, a table of `data` and `task` a name, in place of the first two.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headstart.errors import SpecError, did_you_mean
+from headstart.notation import parse_duration, parse_value, split_commas, written
 
 
 class _Section(BaseModel):
@@ -47,15 +48,28 @@ class DataSpec(_Section):
     separator: str | None = Field(None, description="between the labels of one cell, for several labels a row")
     per_class: int | None = Field(None, ge=1, description="keep this many training rows of each class")
     fraction: float | None = Field(None, gt=0, le=1, description="keep this share of the training rows, by class")
+    check_labels: bool = Field(False, description="list training rows whose label looks wrong, in the report")
 
 
 class TaskSpec(_Section):
     """What is to be learned."""
 
     name: str | None = Field(None, description="classification, multilabel or regression; inferred when left out")
-    class_weights: Literal["none", "balanced"] = "none"
+    class_weights: Literal["none", "balanced", "effective"] = Field(
+        "none", description="rare classes weigh more: by their rows, or by their effective number (Cui et al. 2019)"
+    )
+    effective_beta: float = Field(0.999, ge=0, lt=1, description="how far class_weights=effective goes; 0 not at all")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     focal_gamma: float = Field(0.0, ge=0, description="focal loss (Lin et al. 2017); 0 is cross-entropy")
+    logit_adjustment: float = Field(
+        0.0, ge=0, description="tau of the logit-adjusted loss (Menon et al. 2021) for rare classes; 0 is off, 1 usual"
+    )
+    gce_q: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="q of generalised cross-entropy (Zhang and Sabuncu 2018) for wrong labels; 0 is off",
+    )
 
 
 class MemberSpec(_Section):
@@ -77,6 +91,9 @@ class BackboneSpec(_Section):
     )
     max_length: int | None = Field(None, ge=4, description="tokens kept of a text")
     image_size: int | None = Field(None, ge=16, description="height and width in pixels")
+    layers: Annotated[int, Field(ge=1)] | tuple[int, ...] | None = Field(
+        None, description="keep this many blocks, evenly spaced, or those of a list such as [0, 2, 5]"
+    )
     pretrained: bool = Field(True, description="false starts from random weights: what `compare` calls scratch")
     allow_pickle: bool = Field(False, description="read weights that are not safetensors")
     trust_remote_code: bool = False
@@ -95,13 +112,13 @@ class MethodSpec(_Section):
         if not name.strip():
             raise SpecError(f"expected a method as name[:key=value,...], received '{text}'")
         options: dict[str, Any] = {}
-        for part in filter(None, (piece.strip() for piece in _split_commas(rest))):
+        for part in filter(None, (piece.strip() for piece in split_commas(rest))):
             key, equals, value = part.partition("=")
             options[key.strip().replace("-", "_")] = parse_value(value) if equals else True
         return cls(name=name.strip(), options=options)
 
     def __str__(self) -> str:
-        listed = ",".join(f"{key}={_written(value)}" for key, value in self.options.items())
+        listed = ",".join(f"{key}={written(value)}" for key, value in self.options.items())
         return f"{self.name}:{listed}" if listed else self.name
 
 
@@ -118,6 +135,7 @@ class TrainingSpec(_Section):
     schedule: Literal["cosine", "linear", "constant", "one_cycle"] = "cosine"
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.01, ge=0)
+    decay_norms: bool = Field(False, description="whether weight decay holds for biases and norms too")
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -151,6 +169,22 @@ class TrainingSpec(_Section):
     @classmethod
     def _seconds(cls, value: Any) -> Any:
         return parse_duration(value) if isinstance(value, str) else value
+
+
+class EvaluationSpec(_Section):
+    """What the report measures beside the metrics."""
+
+    robust: bool = Field(False, description="measure attacked and spoiled rows too: see docs/robustness.md")
+    robust_rows: int = Field(300, ge=1, description="rows that are attacked at most, a seeded sample")
+    robust_steps: int = Field(10, ge=1, description="steps of an attack")
+    radii: tuple[float, ...] | None = Field(None, description="of the attacks; the usual ones when left out")
+
+    @field_validator("radii")
+    @classmethod
+    def _lengths(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        if value is not None and (not value or min(value) < 0):
+            raise ValueError(f"evaluation.radii: expected one or more lengths of at least 0, received {list(value)}")
+        return value
 
 
 class StageSpec(_Section):
@@ -191,6 +225,7 @@ class Spec(_Section):
     backbone: BackboneSpec = BackboneSpec()
     methods: tuple[MethodSpec, ...] | None = None
     training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
     stages: tuple[StageSpec, ...] = ()
     keep: Literal["last", "best"] = Field("last", description="which stage's model is the result, by validation")
 
@@ -212,7 +247,9 @@ class Spec(_Section):
         if self.tasks:
             self._several()
         elif self.training.sampling != "size":
-            raise ValueError("training.sampling shares an epoch between several tasks, and this run has one: leave it out")
+            raise ValueError(
+                "training.sampling shares an epoch between several tasks, and this run has one: leave it out"
+            )
         if "multitask" in (self.task.name, *(own.task.name for own in self.tasks.values())):
             raise ValueError("task.name says what one set of rows is about; several have a table [tasks.NAME] each")
         return self
@@ -227,12 +264,16 @@ class Spec(_Section):
         for key, section in (("data", DataSpec), ("task", TaskSpec)):
             if (given := getattr(self, key)) != section():
                 first = min(given.model_fields_set, default="")
-                raise ValueError(f"{key}.{first} stands beside tasks, which have their own: write it in tasks.NAME.{key}")
+                raise ValueError(
+                    f"{key}.{first} stands beside tasks, which have their own: write it in tasks.NAME.{key}"
+                )
         if self.training.batches == "pairs" or any(s.training.get("batches") == "pairs" for s in self.stages):
             raise ValueError("training.batches = 'pairs' is about rows of one class, which several tasks do not share")
         for stage in self.stages:
             if stage.task:
-                raise ValueError(f"stage '{stage.name}' changes its task, of which there are several: use tasks.NAME.task")
+                raise ValueError(
+                    f"stage '{stage.name}' changes its task, of which there are several: use tasks.NAME.task"
+                )
 
     def alone(self, name: str) -> Spec:
         """The spec of one of the tasks by itself, with the same settings."""
@@ -287,64 +328,6 @@ class Spec(_Section):
     def digest(self) -> str:
         """sha256 of the canonical JSON."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
-
-
-def parse_value(text: str) -> Any:
-    """A TOML value (`3`, `0.1`, `true`, `[1, 2]`, `"a b"`), else the text itself."""
-    text = text.strip()
-    if text.lower() in ("none", "null"):
-        return None
-    try:
-        value = tomllib.loads(f"v = {text}")["v"]
-        # TOML also reads dates, and a line break would end the value.
-        return value if isinstance(value, bool | int | float | str | list | dict) and "\n" not in text else text
-    except tomllib.TOMLDecodeError:
-        lowered = text.lower()
-        if lowered in ("true", "false"):
-            return lowered == "true"
-        try:
-            return float(text)
-        except ValueError:
-            return text
-
-
-def parse_duration(text: str) -> float:
-    """Seconds from '90', '90s', '10m', '1.5h'. Raises SpecError otherwise."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h)?\s*", text)
-    if not match:
-        raise SpecError(f"expected a duration such as 90s, 10m or 1.5h, received '{text}'")
-    return float(match[1]) * {None: 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def _split_commas(text: str) -> list[str]:
-    """Split at commas outside brackets and quotes. A quote opens at the start of a value only: `it's` has none."""
-    parts, start, depth, quote, before = [], 0, 0, "", ","
-    for place, mark in enumerate(text):
-        if quote:
-            if mark == quote and not (before == "\\" and quote == '"'):
-                quote = ""
-        elif mark in "\"'" and before in ",=[{":
-            quote = mark
-        elif mark in "[{]}":
-            depth += 1 if mark in "[{" else -1
-        elif mark == "," and depth <= 0:
-            parts.append(text[start:place])
-            start = place + 1
-        # A backslash that is itself escaped escapes nothing.
-        before = "" if before == mark == "\\" else before if mark == " " and not quote else mark
-    return [*parts, text[start:]]
-
-
-def _written(value: Any) -> str:
-    """The text from which `parse_value` makes an equal value."""
-    if isinstance(value, str):
-        # TOML wants every control character escaped; JSON leaves this one.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_written, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{_written(key)} = {_written(item)}' for key, item in value.items())}}}"
-    return json.dumps(value)
 
 
 def _plain(value: Any) -> Any:

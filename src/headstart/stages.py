@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart import catalog, inference, planning, probe, tasks
+from headstart import bundle, catalog, inference, label_errors, planning, probe, tasks
 from headstart.data import Data
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError, did_you_mean
@@ -84,6 +84,9 @@ class Stages:
     validation: Encoded | None
     labels: list[Any]
     device: torch.device
+    inputs: Sequence[Any] = ()
+    """The raw training rows, for methods that make more of them."""
+
     fresh_head: bool = True
     untouched: bool = True
     """Whether the backbone still has the weights it was loaded with, so that cached features hold."""
@@ -120,13 +123,15 @@ class Stages:
         """Methods and their legality, before anything is spent."""
         methods = make_methods(stage.methods)
         seed = seed_of(self.spec.training.seed, stage.name)
-        hooks = Hooks(methods, self.stage_task(stage), self.modality, seed, unlabelled=self.unlabelled)
+        hooks = Hooks(
+            methods, self.stage_task(stage), self.modality, seed, unlabelled=self.unlabelled, bundle=bundle.load
+        )
         training = self.training(stage)
         compares = [name for name, method in methods.items() if "run.mixed" in method.requires()]
         if compares and training.sampling == "round_robin":
             raise SpecError(
-                f"'{compares[0]}' compares the tasks of a batch, and training.sampling = 'round_robin' makes batches of "
-                f"one task: choose size, temperature or uniform"
+                f"'{compares[0]}' compares the tasks of a batch, and training.sampling = 'round_robin' puts one task "
+                f"in each: choose size, temperature or uniform"
             )
         if training.optimizer == "lbfgs" and (
             len(methods) != 1 or getattr(methods.get("freeze"), "probe", False) is not True
@@ -153,6 +158,9 @@ class Stages:
             if method.remains():
                 self.remaining.append(MethodSpec(name=name, options=method.options()))
             self.files.update(method.artefacts())
+            for note in method.notes():
+                result.notes.append(note)
+                self.listen("note", {"text": note})
         self.fresh_head = False
         result.seconds = time.monotonic() - started
         return result
@@ -185,6 +193,13 @@ class Stages:
             features, targets = features[chosen], targets[torch.from_numpy(chosen)]
         return probe.fit(features, targets, self.task, validation, seed=training.seed)
 
+    def label_errors(self) -> list[label_errors.Suspect]:
+        """Training rows whose label looks wrong on the features as they are now: to be asked before any stage runs."""
+        if self.train_rows.targets is None:
+            raise SpecError("labels can be checked only where there are some")
+        features = self._features("train", self.train_rows)
+        return label_errors.find(features, self.train_rows.targets, self.task, seed=self.spec.training.seed)
+
     def _features(self, name: str, rows: Encoded) -> np.ndarray:
         if not self.untouched:
             return inference.pooled(self.model.backbone, rows)
@@ -203,7 +218,7 @@ class Stages:
         resume: bool,
         deadline: float | None,
     ) -> StageResult:
-        details: dict[str, Any] = {}
+        rows, details = self._rows(hooks)
         if self.fresh_head and training.head == "probe":
             if not (resume and checkpoint is not None and checkpoint.exists()):
                 start = self._probe(stage, training)
@@ -216,11 +231,11 @@ class Stages:
         bf16 = planning.choose_bf16(training.precision, self.device)
         if deadline is not None:
             left = max(1.0, deadline - time.monotonic())
-            row = planning.measure(self.model, self.train_rows, training, bf16=bf16, backward=True)
-            epochs = max(1, min(epochs, int(left / max(1e-9, row * len(self.train_rows)))))
+            row = planning.measure(self.model, rows, training, bf16=bf16, backward=True)
+            epochs = max(1, min(epochs, int(left / max(1e-9, row * len(rows)))))
             training = training.model_copy(update={"time_limit": left})
         loop = Loop(
-            self.model, hooks, self.train_rows, self.validation, training, epochs, rate, self.device,
+            self.model, hooks, rows, self.validation, training, epochs, rate, self.device,
             bf16=bf16, checkpoint=checkpoint, identity=identity, listen=self.listen,
         )  # fmt: skip
         trained = loop.train(resume=resume)
@@ -236,6 +251,18 @@ class Stages:
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
             trained.history, trained.notes, details,
         )  # fmt: skip
+
+    def _rows(self, hooks: Hooks) -> tuple[Encoded, dict[str, Any]]:
+        """The training rows with those that methods add, and for the report how many each of them added."""
+        added = {name: rows for name, rows in hooks.rows(self.inputs).items() if rows}
+        if not added:
+            return self.train_rows, {}
+        counts = {name: len(rows) for name, rows in added.items()}
+        for name, count in counts.items():
+            self.listen("note", {"text": f"'{name}' adds {count} rows to the {len(self.train_rows)} training rows"})
+        every = [row for rows in added.values() for row in rows]
+        rows = self.train_rows.extended(self.modality, self.model.backbone, self.inputs, every)
+        return rows, {"rows_added": counts}
 
     def _score(self) -> float | None:
         if self.validation is None or self.validation.targets is None:

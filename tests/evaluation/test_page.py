@@ -98,6 +98,7 @@ def test_it_says_what_the_report_says(text_report: Report):
     worst = text_report["splits"]["test"]["mistakes"][0]
     for part in (
         "tickets", worst["text"], f"row {worst['row']}", "What transfer gained", "+0.214", "kept", "Calibration error",
+        "2 training rows have labels", "labelled verify_identity", "looks like card_blocked", "row 17",
         "few rows", "left out: empty text", "7 test rows have the same text", "9,000", "2 min 11 s", "top_up_failed",
     ):  # fmt: skip
         assert part in text, part
@@ -109,7 +110,7 @@ def test_validation_only_says_that_it_flatters_and_shows_pictures(image_report: 
     assert "There were no test rows" in words(parser)
     pictures = [value for tag, name, value in parser.attributes if (tag, name) == ("img", "src")]
     mistakes = image_report["splits"]["validation"]["mistakes"]
-    assert len(pictures) == len(mistakes) > 5
+    assert len(pictures) == len(mistakes) + len(image_report["label_errors"]) > 5
     assert "flowers" in words(parser)
 
 
@@ -144,6 +145,9 @@ def hostile_report() -> Report:
                 }
             ],
             "transfer": [{"against": text, "budget": HOSTILE[1], "value": 0.1, "low": None, "high": None, "p": None}],
+            "label_errors": [
+                {"row": 1, "text": text, "given": text, "suggested": HOSTILE[1], "probability": 0.9, "quality": 0.1}
+            ],
             "findings": [{"level": "warning", "code": "x", "message": text, "rows": [1]}],
             "backbone": {"ref": f"pkg:{HOSTILE[1]}", "source": {HOSTILE[3]: text}, "digest": text},
             "data": {"said": [text], "fingerprint": text},

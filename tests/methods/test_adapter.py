@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from method_helpers import ImageBackbone, learn, make_batch, make_context, make_model, outputs
+from test_lora import bert_model
 from torch import nn
 
+import headstart as hs
 from headstart.errors import MethodError
 from headstart.methods.adapter import CHILD, Adapter, Bottleneck
 from headstart.methods.freeze import Freeze
 from headstart.model import Model
+from method_runs import make_prunable
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])
@@ -26,9 +30,10 @@ def test_the_start_equals_the_backbone(kind: str) -> None:
     assert len(added) == 12 and all(f".{CHILD}." in name for name in added)
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
-def test_the_bottleneck_is_houlsbys(activation: str) -> None:
-    layer = Bottleneck(6, 2, activation, False, torch.Generator().manual_seed(0))
+def test_the_bottleneck_is_houlsbys(activation: str, scale: float) -> None:
+    layer = Bottleneck(6, 6, 2, activation, scale, False, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     with torch.no_grad():
         for p in layer.parameters():
@@ -37,7 +42,7 @@ def test_the_bottleneck_is_houlsbys(activation: str) -> None:
     tokens = torch.randn(3, 5, 6)
     expected = torch.stack(
         [
-            torch.stack([h + layer.up @ f(layer.down @ h + layer.down_bias) + layer.up_bias for h in row])
+            torch.stack([h + scale * (layer.up @ f(layer.down @ h + layer.down_bias) + layer.up_bias) for h in row])
             for row in tokens
         ]
     )
@@ -168,3 +173,87 @@ def test_other_methods_do_not_take_adapters_for_norms() -> None:
     names = {id(p): name for name, p in model.named_parameters()}
     learning = {names[id(p)] for group in Freeze(norms=True).groups(model, make_context()) for p in group.parameters}
     assert not any(CHILD in name for name in learning)
+
+
+def loud(model: Model) -> Model:
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, Bottleneck):
+                for p in module.parameters():
+                    p.copy_(torch.randn_like(p))
+    return model
+
+
+def test_the_parallel_adapter_is_hes() -> None:
+    """LN(FFN(x) + scale * U f(D x) + x), by hand, over the two layers of BERT's feed-forward part."""
+    model = bert_model()
+    Adapter(width=3, parallel=True).adapt(model, make_context())
+    torch.testing.assert_close(outputs(model, make_batch()), outputs(bert_model(), make_batch()))
+    loud(model).eval()
+    block, plain = model.backbone.blocks[1], bert_model().backbone.blocks[1]
+    layer = getattr(block.intermediate, CHILD)
+    x = torch.randn(2, 5, 16)
+    with torch.no_grad():
+        inner = F.gelu(x @ plain.intermediate.dense.weight.T + plain.intermediate.dense.bias)
+        answer = inner @ plain.output.dense.weight.T + plain.output.dense.bias
+        beside = F.relu(x @ layer.down.T + layer.down_bias) @ layer.up.T + layer.up_bias
+        expected = plain.output.LayerNorm(answer + 4 * beside + x)
+        torch.testing.assert_close(block.feed_forward_chunk(x), expected)
+
+
+def test_parallel_adapters_stand_beside_inverted_residuals() -> None:
+    model, batch = make_prunable("image"), make_batch("image")
+    before = outputs(model, batch)
+    method = Adapter(width=3, parallel=True, scale=2)
+    method.adapt(model, make_context("image"))
+    assert torch.equal(outputs(model, batch), before)
+    (group,) = method.groups(model, make_context("image"))
+    assert [tuple(p.shape) for p in group.parameters if p.ndim == 2 and p.shape[1] == 3] == [(8, 3), (12, 3), (16, 3)]
+    learn(model, method, make_context("image"), batch)
+    assert all(bool(p.grad.any()) for p in group.parameters if p.ndim == 2 and p.shape[1] == 3)
+    part = model.backbone.blocks[0]
+    part.eval()
+    layer, x = getattr(part, CHILD), torch.randn(2, 8, 4, 4)
+    seen = []
+    part.conv_pwl.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    with torch.no_grad():
+        part(x)
+        inner, out = seen[0]
+        beside = torch.einsum("vw,nwhx->nvhx", layer.up, F.relu(
+            torch.einsum("wv,nvhx->nwhx", layer.down, x) + layer.down_bias[:, None, None]
+        )) + layer.up_bias[:, None, None]  # fmt: skip
+        torch.testing.assert_close(out, F.conv2d(inner, part.conv_pwl.weight) + 2 * beside)
+
+
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_saved_parallel_adapters_and_copies_give_the_same_model(kind: str) -> None:
+    model, batch, method = make_prunable(kind), make_batch(kind), Adapter(width=4, parallel=True)
+    method.adapt(model, make_context(kind))
+    learn(model, method, make_context(kind), batch)
+    loaded = make_prunable(kind)
+    Adapter(**method.options()).adapt(loaded, make_context(kind, seed=9))
+    loaded.load_state_dict(model.state_dict())
+    before = outputs(model, batch)
+    assert torch.equal(outputs(loaded, batch), before)
+    copy = deepcopy(model)
+    assert torch.equal(outputs(copy, batch), before)
+    loud(copy)
+    assert torch.equal(outputs(model, batch), before) and not torch.allclose(outputs(copy, batch), before)
+    with pytest.raises(MethodError, match=r"parallel=true, scale=4.*parallel=false, scale=1"):
+        Adapter(width=4).adapt(copy, make_context(kind))
+
+
+def test_a_backbone_without_feed_forward_parts_takes_no_parallel_one() -> None:
+    with pytest.raises(MethodError, match="no feed-forward part"):
+        Adapter(parallel=True).adapt(make_model(), make_context())
+    with pytest.raises(MethodError, match="adapter:scale"):
+        Adapter(scale=0)
+
+
+def test_a_bundle_keeps_parallel_adapters(tiny_bert: Path, tmp_path: Path) -> None:
+    texts = [f"{a} {b}" for a in ("where is my parcel", "refund please", "password lost") for b in ("today", "now")]
+    labels = ["a", "a", "b", "b", "c", "c"]
+    model = hs.fit(texts, labels, backbone=f"file:{tiny_bert}", methods=[Adapter(parallel=True)], epochs=2)
+    folder = model.save(tmp_path / "bundle")
+    assert (hs.load(folder).outputs(texts) == model.outputs(texts)).all()

@@ -10,9 +10,10 @@ import torch
 from method_helpers import TextBackbone, loss_of, make_batch, make_context, make_model
 from torch import Tensor, nn
 
+from headstart.attack import project
 from headstart.errors import MethodError
 from headstart.methods.fgm import FGM
-from headstart.methods.pgd import PGD, project
+from headstart.methods.pgd import PGD
 from headstart.model import Model
 from headstart.values import Batch
 

@@ -205,3 +205,49 @@ def test_what_does_not_fit_the_run_is_refused() -> None:
     with pytest.raises(MethodError, match="audio"):
         Augment().adapt(make_model(), make_context(modality=Audio()))
     assert not Augment().remains()
+
+
+def test_erasing_greys_one_rectangle_of_the_papers_sizes_at_its_rate() -> None:
+    pixels = torch.rand(300, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 0.4
+    batch = make_batch("image", rows=300).replace(inputs={"pixels": pixels})
+    found = run(Augment(flip=0, crop=1, erasing=0.4), batch, "image").inputs["pixels"]
+    erased = 0
+    for before, after in zip(pixels, found, strict=True):
+        hole = (before != after).any(0)
+        assert torch.equal(before[:, ~hole], after[:, ~hole])
+        if not hole.any():
+            continue
+        erased += 1
+        assert (after[:, hole] == 0.5).all()
+        ys, xs = hole.nonzero().unbind(1)
+        height, width = int(ys.max() - ys.min()) + 1, int(xs.max() - xs.min()) + 1
+        assert height * width == int(hole.sum()), "the hole is no rectangle"
+        # Sides are rounded to whole pixels.
+        assert 0.01 < height * width / 1024 < 0.43 and 0.2 < height / width < 5
+    assert erased / 300 == pytest.approx(0.4, abs=0.1)
+
+
+def test_trivial_is_one_operation_of_the_library_drawn_anew_for_each_picture() -> None:
+    from torchvision.transforms import v2
+
+    from headstart.methods._draws import seeded
+
+    one = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    batch = make_batch("image", rows=40).replace(inputs={"pixels": one.expand(40, 3, 16, 16)})
+    found = run(Augment(flip=0, crop=1, trivial=True), batch, "image").inputs["pixels"]
+    with seeded(make_context("image").generator):
+        expected = torch.stack([v2.TrivialAugmentWide()(one[0]).clamp(0, 1) for _ in range(40)])
+    assert torch.equal(found, expected)
+    assert len({tuple(row.flatten().tolist()) for row in found}) > 10
+    assert found.min() >= 0 and found.max() <= 1
+
+
+def test_bad_options_of_pictures_are_refused() -> None:
+    with pytest.raises(MethodError, match="augment:trivial draws what augment:randaugment sets"):
+        Augment(trivial=True, randaugment=2)
+    with pytest.raises(MethodError, match="augment:trivial"):
+        Augment(trivial=1)  # type: ignore[arg-type]
+    with pytest.raises(MethodError, match="augment:erasing"):
+        Augment(erasing=1.5)
+    with pytest.raises(MethodError, match=r"augment:erasing.*'text'"):
+        Augment(erasing=0.5).adapt(make_model(), make_context())

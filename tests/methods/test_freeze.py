@@ -110,6 +110,16 @@ def test_bitfit_is_biases_and_norms() -> None:
     assert set(scales(Freeze(bitfit=True, top=1), model)) == {n for n in expected if "layers.2" in n or "top" in n}
 
 
+def test_biases_are_the_papers_bitfit() -> None:
+    """Every parameter called bias that is a vector, and no scale of a norm."""
+    for kind in ("text", "image"):
+        model = make_model(kind)
+        expected = {n for n, p in model.backbone.named_parameters() if n.endswith(".bias") and p.ndim == 1}
+        found = set(scales(Freeze(biases=True), model))
+        assert found == expected and found < set(scales(Freeze(bitfit=True), model))
+        assert Freeze(biases=True).learning_rate(kind) == 5e-4
+
+
 def test_bitfit_knows_batch_norm() -> None:
     found = set(scales(Freeze(norms=True), make_model("image")))
     assert {"network.layers.0.bn1.weight", "network.top.bias"} <= found

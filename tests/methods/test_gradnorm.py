@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from method_helpers import loss_of, make_batch, make_context, make_model
 from torch import Tensor
 
 from headstart.errors import MethodError
@@ -11,7 +12,6 @@ from headstart.methods._tasks import by_task
 from headstart.methods.gradnorm import GradNorm
 from headstart.tasks.multitask import Multitask
 from headstart.values import Batch
-from method_helpers import loss_of, make_batch, make_context, make_model
 
 PAIRS = [("x", "a"), ("x", "b"), ("x", "c"), ("y", "a"), ("y", "b"), ("y", "c")]
 TASK = Multitask.fit(PAIRS, tasks={name: {"name": "classification"} for name in "xy"})
@@ -38,7 +38,9 @@ def test_weights_follow_the_slope_of_the_papers_loss() -> None:
     sizes = [float(w) * norm_of(loss, model.backbone.blocks[-1]) for w, loss in zip(weights, losses, strict=True)]
     pace = [float(mean(part).detach()) / first for (_, part), first in zip(by_task(batch), (2.0, 0.5), strict=True)]
     wanted = [sum(sizes) / 2 * (p / (sum(pace) / 2)) ** 1.5 for p in pace]
-    slope = torch.tensor([(1.0 if g > t else -1.0) * g / w for g, t, w in zip(sizes, wanted, weights.tolist(), strict=True)])
+    slope = torch.tensor(
+        [(1.0 if g > t else -1.0) * g / w for g, t, w in zip(sizes, wanted, weights.tolist(), strict=True)]
+    )
     probe = weights.clone().requires_grad_()
     adam = torch.optim.Adam([probe], lr=0.1)
     probe.grad = slope
@@ -52,7 +54,9 @@ def test_weights_follow_the_slope_of_the_papers_loss() -> None:
     # The gradients are those of the weighed sum, with the weights from before the step.
     found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     model.zero_grad()
-    sum(float(w) * mean(part) * part.weight.sum() / total for w, (_, part) in zip(weights, by_task(batch), strict=True)).backward()  # type: ignore[union-attr]
+    sum(
+        float(w) * mean(part) * part.weight.sum() / total for w, (_, part) in zip(weights, by_task(batch), strict=True)
+    ).backward()  # type: ignore[union-attr]
     for p, g in zip((p for p in model.parameters() if p.grad is not None), found, strict=True):
         assert torch.allclose(p.grad, g, atol=1e-6)
 

@@ -54,6 +54,7 @@ def make(name: str, **options: Any) -> Method:
         ("freeze", {"probe": True, "decay": 0.9}, "freeze:decay"),
         ("freeze", {"top": 2, "bottom": 1}, "freeze:bottom=1"),
         ("freeze", {"bitfit": True, "norms": True}, "keep one"),
+        ("freeze", {"biases": True, "norms": True}, "keep one"),
         ("lora", {"r": 0}, "at least 1"),
         ("lora", {"alpha": -1.0}, "above 0"),
         ("lora", {"dropout": 1.0}, "at most 0.99"),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
+from method_helpers import loss_of, make_batch, make_context, make_model
 from torch import Tensor, nn
 
 from headstart.methods._tasks import by_task
 from headstart.methods.pcgrad import PCGrad
 from headstart.model import Model
 from headstart.values import Batch
-from method_helpers import loss_of, make_batch, make_context, make_model
 
 
 def mixed(kind: str = "text") -> Batch:

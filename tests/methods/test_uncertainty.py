@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
+from method_helpers import make_batch, make_context, make_model
 
 from headstart.errors import MethodError
 from headstart.methods.uncertainty import Uncertainty
 from headstart.tasks.multitask import Multitask
 from headstart.values import Features, View
-from method_helpers import make_batch, make_context, make_model
 
 PAIRS = [("kind", "a"), ("kind", "b"), ("size", 1.0), ("size", 2.0)]
 TASK = Multitask.fit(PAIRS, tasks={"kind": {"name": "classification"}, "size": {"name": "regression"}})

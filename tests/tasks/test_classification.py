@@ -65,6 +65,99 @@ def test_loss_and_gradient_follow_the_formula(soft, gamma, smoothing, balanced):
     np.testing.assert_allclose(z.grad, expected, atol=1e-7)
 
 
+VALUES = ["no"] * 6 + ["yes"] * 3 + ["maybe"]
+
+
+def adjusted_loss(outputs, shares, *, tau=0.0, q=0.0, smoothing=0.0, weights=(1, 1, 1)):
+    """The formulas of logit adjustment and of generalised cross-entropy; labels in the order maybe, no, yes."""
+    priors = [0.1, 0.6, 0.3]
+    rows = []
+    for row, share in zip(outputs.tolist(), shares.tolist(), strict=True):
+        raised = [math.exp(z) * prior**tau for z, prior in zip(row, priors, strict=True)]
+        loss = 0.0
+        for k, value in enumerate(raised):
+            p = value / sum(raised)
+            t = (1 - smoothing) * share[k] + smoothing / 3
+            loss += weights[k] * t * ((1 - p**q) / q if q else -math.log(p))
+        rows.append(loss)
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize(
+    ("options", "slow"),
+    [
+        ({"logit_adjustment": 1.0}, {"tau": 1.0}),
+        ({"logit_adjustment": 0.5, "label_smoothing": 0.1}, {"tau": 0.5, "smoothing": 0.1}),
+        ({"gce_q": 0.7}, {"q": 0.7}),
+        ({"gce_q": 1.0, "label_smoothing": 0.2}, {"q": 1.0, "smoothing": 0.2}),
+        ({"gce_q": 0.3, "logit_adjustment": 2.0}, {"q": 0.3, "tau": 2.0}),
+        ({"gce_q": 0.5, "class_weights": "balanced"}, {"q": 0.5, "weights": (10 / 3, 10 / 18, 10 / 9)}),
+    ],
+)
+def test_losses_for_skewed_labels_follow_their_formulas(soft, options, slow):
+    rng = np.random.default_rng(1)
+    task = tasks.fit("classification", VALUES, **options)
+    outputs = rng.normal(size=(5, 3)) * 2
+    targets = torch.tensor([0, 1, 2, 1, 0])
+    shares = torch.nn.functional.one_hot(targets, 3).double()
+    if soft:
+        targets = shares = torch.tensor(rng.dirichlet([1, 1, 1], 5))
+    z = torch.tensor(outputs, requires_grad=True)
+    loss = task.loss(z, targets)
+    np.testing.assert_allclose(loss.detach(), adjusted_loss(outputs, shares, **slow), rtol=1e-6)
+    loss.sum().backward()
+    expected = numeric_gradient(lambda at: adjusted_loss(at, shares, **slow), outputs)
+    np.testing.assert_allclose(z.grad, expected, atol=1e-6)
+
+
+def test_answers_are_made_without_the_adjustment_and_its_priors_are_saved():
+    task = tasks.fit("classification", VALUES, logit_adjustment=1.0)
+    outputs = torch.tensor([[0.1, 0.0, -1.0]])
+    torch.testing.assert_close(task.scores(outputs), torch.softmax(outputs, 1))
+    assert task.to_json()["priors"] == [0.1, 0.6, 0.3]
+    assert tasks.from_json(task.to_json()) == task
+    # The loss is that of the class shares: even outputs cost each class -log of its share.
+    flat = task.loss(torch.zeros(3, 3), torch.arange(3))
+    torch.testing.assert_close(flat, -torch.tensor([0.1, 0.6, 0.3]).log())
+
+
+def test_a_class_without_rows_is_not_ruled_out_by_its_prior():
+    task = tasks.fit("classification", ["a"] * 8 + ["b"], labels=["a", "b", "c"], logit_adjustment=1.0)
+    assert task.priors == (0.8, 0.1, 0.1)
+    assert torch.isfinite(task.loss(torch.zeros(1, 3), torch.tensor([2]))).all()
+
+
+def test_a_hopeless_row_pulls_less_under_generalised_cross_entropy():
+    outputs = torch.tensor([[8.0, 0.0, 0.0]], requires_grad=True)
+    slopes = {}
+    for q in (0.0, 0.7):
+        task = tasks.fit("classification", LABELS, gce_q=q)
+        (slopes[q],) = torch.autograd.grad(task.loss(outputs, torch.tensor([1])).sum(), outputs)
+    p = float(torch.softmax(outputs.detach(), 1)[0, 1])
+    torch.testing.assert_close(slopes[0.7], p**0.7 * slopes[0.0])
+    far = torch.tensor([[200.0, 0.0, 0.0]], requires_grad=True)
+    tasks.fit("classification", LABELS, gce_q=0.7).loss(far, torch.tensor([1])).sum().backward()
+    assert torch.isfinite(far.grad).all()
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.9, 0.999])
+def test_effective_weights_follow_the_paper(beta):
+    task = tasks.fit("classification", VALUES, class_weights="effective", effective_beta=beta)
+    inverse = [1 / sum(beta**i for i in range(count)) for count in (1, 6, 3)]  # the sum that (1 - b^n) / (1 - b) is
+    np.testing.assert_allclose(task.weights, [3 * value / sum(inverse) for value in inverse])
+    assert tasks.from_json(task.to_json()) == task
+    with_empty = tasks.fit("classification", VALUES, class_weights="effective", labels=["maybe", "no", "yes", "none"])
+    assert with_empty.weights[3] == 1.0 and sum(with_empty.weights[:3]) == pytest.approx(3)
+
+
+def test_a_record_from_before_these_options_is_read():
+    record = tasks.fit("classification", LABELS, focal_gamma=1.0).to_json()
+    for key in ("priors", "gce_q", "logit_adjustment", "effective_beta"):
+        del record[key]
+    assert tasks.from_json(record) == tasks.fit("classification", LABELS, focal_gamma=1.0)
+
+
 def test_loss_without_options_is_torchs_cross_entropy():
     task = tasks.fit("classification", LABELS, label_smoothing=0.2)
     outputs, targets = torch.randn(7, 3), torch.randint(0, 3, (7,))
@@ -129,6 +222,14 @@ def test_one_class_is_refused(values):
         ({"label_smoothing": True}, "label_smoothing"),
         ({"focal_gamma": -1}, "focal_gamma"),
         ({"focal_gama": 1}, "did you mean 'focal_gamma'"),
+        ({"gce_q": 1.5}, "gce_q"),
+        ({"gce_q": True}, "gce_q"),
+        ({"logit_adjustment": -1}, "logit_adjustment"),
+        ({"class_weights": "effective", "effective_beta": 1.0}, "effective_beta"),
+        ({"effective_beta": 0.9}, "belongs to task.class_weights=effective"),
+        ({"gce_q": 0.7, "focal_gamma": 2.0}, "contradict each other"),
+        ({"logit_adjustment": 1.0, "class_weights": "balanced"}, "twice"),
+        ({"logit_adjustment": 1.0, "class_weights": "effective"}, "twice"),
         ({"metric": "acuracy"}, "did you mean 'accuracy'"),
     ],
 )

@@ -42,6 +42,39 @@ def test_loss_follows_the_formula(gamma, smoothing, balanced):
     assert torch.autograd.gradcheck(lambda at: task.loss(at, targets.double()), z)
 
 
+@pytest.mark.parametrize(("q", "tau"), [(0.7, 0.0), (0.0, 1.0), (0.5, 2.0)])
+def test_losses_for_skewed_labels_follow_their_formulas(q, tau):
+    task = tasks.fit("multilabel", ROWS, gce_q=q, logit_adjustment=tau)
+    outputs = np.random.default_rng(0).normal(size=(6, 3)) * 2
+    targets = task.encode(ROWS)
+    priors = targets.mean(0).tolist()
+    expected = []
+    for row, truth in zip(outputs.tolist(), targets.tolist(), strict=True):
+        terms = []
+        for z, t, prior in zip(row, truth, priors, strict=True):
+            odds = math.exp(z) * (prior / (1 - prior)) ** tau
+            p = odds / (1 + odds)
+            right = p if t else 1 - p
+            terms.append((1 - right**q) / q if q else -math.log(right))
+        expected.append(sum(terms) / 3)
+    z = torch.tensor(outputs, requires_grad=True)
+    np.testing.assert_allclose(task.loss(z, targets).detach(), expected, rtol=1e-6)
+    assert torch.autograd.gradcheck(lambda at: task.loss(at, targets.double()), z)
+    assert tasks.from_json(task.to_json()) == task
+
+
+def test_effective_weights_hold_for_each_side_of_a_label():
+    task = tasks.fit("multilabel", ROWS, class_weights="effective", effective_beta=0.9)
+    for (have, lack), n in zip(task.weights, task.encode(ROWS).sum(0).tolist(), strict=True):
+        a, b = (1 / sum(0.9**i for i in range(int(count))) for count in (n, 6 - n))
+        assert (have, lack) == pytest.approx((2 * a / (a + b), 2 * b / (a + b)))
+
+
+def test_a_label_on_every_row_is_not_ruled_out_by_its_prior():
+    task = tasks.fit("multilabel", [["a"], ["a", "b"], ["a"]], logit_adjustment=1.0)
+    assert torch.isfinite(task.loss(torch.zeros(1, 2), torch.tensor([[0.0, 1.0]]))).all()
+
+
 def test_cells_and_lists_are_the_same():
     task = tasks.fit("multilabel", ["a|b", "a", "", "c | a", None])
     assert task.labels == ("a", "b", "c")

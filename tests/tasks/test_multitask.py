@@ -116,7 +116,7 @@ def test_a_tasks_metric_can_be_what_is_compared() -> None:
 
 
 def test_bad_labels_name_their_task(task: Multitask) -> None:
-    with pytest.raises(DataError, match="task 'topic'.*did you mean 'sport'"):
+    with pytest.raises(DataError, match=r"task 'topic'.*did you mean 'sport'"):
         task.encode([("topic", "sprot")])
     with pytest.raises(DataError, match="task 'price'"):
         task.encode([("price", "cheap")])

@@ -102,7 +102,14 @@ def test_numbers_as_text_and_numpy_values_are_read():
 
 @pytest.mark.parametrize(
     "options",
-    [{"class_weights": "balanced"}, {"label_smoothing": 0.1}, {"focal_gamma": 2.0}, {"huber": -1}, {"delta": 1}],
+    [
+        {"class_weights": "balanced"},
+        {"label_smoothing": 0.1},
+        {"focal_gamma": 2.0},
+        {"gce_q": 0.7},
+        {"huber": -1},
+        {"delta": 1},
+    ],
 )
 def test_options_about_labels_are_refused(options):
     with pytest.raises(SpecError):

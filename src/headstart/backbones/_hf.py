@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.backbones import _files, _hf_image, _hf_text, _sentence
+from headstart.backbones import _files, _hf_image, _hf_text, _layers, _sentence
 from headstart.backbones._structure import NetworkBackbone, digest, largest_list, listed, model_license
 from headstart.errors import BackboneError
 from headstart.spec import BackboneSpec
@@ -46,6 +46,9 @@ def load_folder(
         else:
             network = make(config, pooler, spec.trust_remote_code)
         _check_reads(network, modality, ref)
+        kept = None
+        if spec.layers is not None:
+            kept = _layers.cut_hf(network, spec.layers, lambda c: make(c, pooler, spec.trust_remote_code), ref)
         if modality == "text":
             backbone = _hf_text.from_folder(network, setup, spec, ref)
         else:
@@ -53,6 +56,7 @@ def load_folder(
     backbone.wire(largest_list(network))
     _refuse_missing(backbone, missing)
     facts = {**source, "architecture": type(network).__name__, "pretrained": spec.pretrained}
+    facts |= {} if kept is None else {"layers": kept}
     backbone.source = {"license": model_license(folder), **facts}
     backbone.remote_code = spec.trust_remote_code
     backbone.digest = digest(backbone)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart.backbones import _layers
 from headstart.backbones._files import read_weights, refuse_pickles, silence
 from headstart.backbones._picture import PictureBackbone, picture_settings
 from headstart.backbones._pooling import Pool
@@ -121,6 +122,10 @@ def build(
     with torch.random.fork_rng(devices=[]), silence():
         torch.manual_seed(seed)
         network = _create(name, weights, spec.image_size, options, ref)
+        kept = None
+        if spec.layers is not None:
+            kept = _layers.cut_timm(network, spec.layers, ref)
+            options["depth"] = len(kept)
         settings = _settings(network, spec, ref)
         mode = spec.pooling or "model"
         backbone = TimmBackbone(network, ref, mode, name, options, settings)
@@ -130,6 +135,7 @@ def build(
         **{key: value for key, value in source.items() if value is not None},
         "architecture": name,
         "pretrained": weights is not None,
+        **({} if kept is None else {"layers": kept}),
     }
     backbone.digest = digest(backbone)
     return backbone

@@ -86,7 +86,7 @@ def load_rows(spec: Spec, memory: Mapping[str, Any] | None = None) -> Data:
 
 
 def load_several(spec: Spec, memory: Mapping[str, Mapping[str, Any]] | None = None) -> Data:
-    """The rows of every task of a spec. memory: name -> what `from_memory` takes, for tasks whose rows are not in files.
+    """The rows of every task of a spec. memory: name -> what `from_memory` takes, for tasks that are not in files.
 
     Raises DataError naming the task, and for tasks that read different kinds of input.
     """
@@ -104,7 +104,7 @@ def load_several(spec: Spec, memory: Mapping[str, Mapping[str, Any]] | None = No
     return join(found)
 
 
-def apart(tasks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+def apart(tasks: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What Python users write as `tasks`, taken apart: plain tables for a spec, and rows in memory for `load_several`.
 
     A task is a mapping with `data` and `task`, or a file. Where `data` names files there may stand pairs of inputs and

@@ -48,7 +48,9 @@ def temperature_of(task: Task, outputs: Any, targets: Any) -> Any:
         found = {}
         for member in task.members:
             rows = member.rows(targets)
-            found[member.name] = temperature_of(member.task, outputs[rows][:, member.columns], member.own(targets[rows]))
+            found[member.name] = temperature_of(
+                member.task, outputs[rows][:, member.columns], member.own(targets[rows])
+            )
         return found
     return 1.0 if task.name == "regression" else fit_temperature(outputs, targets)
 

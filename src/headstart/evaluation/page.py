@@ -61,6 +61,7 @@ def render_report(record: Mapping[str, Any]) -> str:
         alerts=_alerts(record, splits),
         sections=_sections(record, main),
         tasks=tasks,
+        robust=_robust(record["robustness"]),
         effects=_effects(record["transfer"]),
         corrected=False,
         curves=_curves(record["stages"], record["metric"]),
@@ -92,8 +93,10 @@ def _sections(record: Mapping[str, Any], main: Mapping[str, Any] | None) -> list
         ("stages", "Stages", record["stages"]),
         ("labels", "Errors" if has.get("scatter") else "Labels", has.get("per_class") or has.get("scatter")),
         ("calibration", "Calibration", has.get("calibration")),
+        ("robustness", "Robustness", record["robustness"]),
         ("slices", "Slices", has.get("slices")),
         ("mistakes", "Mistakes", has.get("mistakes")),
+        ("doubts", "Doubtful labels", record["label_errors"]),
         ("data", "Data", True),
         ("cost", "Cost", True),
         ("repeat", "Repeat", True),
@@ -130,9 +133,7 @@ def _task(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _metric_rows(
-    record: Mapping[str, Any], splits: Sequence[str], several: Sequence[str] = ()
-) -> list[dict[str, Any]]:
+def _metric_rows(record: Mapping[str, Any], splits: Sequence[str], several: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Metrics down, splits across; the run's own metric first. several: what is shown of a run of several tasks."""
     known = [name for split in splits for name in record["metrics"][split]]
     if len(several) > 1:
@@ -195,6 +196,22 @@ def _slices(columns: Mapping[str, Sequence[Mapping[str, Any]]], overall: float) 
             drawn.append({**record, "bar": bar})
         found.append({"name": name, "records": drawn})
     return found
+
+
+def _robust(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Clean, attacked and spoiled rows with their bars, which share an axis and mark the clean figure."""
+    if not record:
+        return []
+    norm, clean = record["norm"], record["clean"]
+    named = [("As they are", clean)]
+    named += [(f"Attacked within {wording.radius_name(a['radius'], norm)}", a) for a in record["attacks"]]
+    named += [(wording.SPOILED.get(c["name"], c["name"]), c) for c in record["corruptions"]]
+    ends = [m[key] for _, m in named for key in ("value", "low", "high") if m[key] is not None]
+    span = (min(0.0, *ends), max(1.0, *ends))
+    return [
+        {"name": name, "measured": m, "bar": plots.interval_bar(m["value"], m["low"], m["high"], span, clean["value"])}
+        for name, m in named
+    ]
 
 
 def _effects(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -25,15 +25,19 @@ KEYS: dict[str, str] = {
     "metrics": "split -> metric -> value, low, high (95 % bootstrap interval; null where the rows cannot say)",
     "splits": "split -> rows, per_class, confusion, calibration, scatter, slices, mistakes",
     "tasks": "of several tasks, name -> task, labels, metric, metrics, splits, rows, temperature, columns of its own",
+    "robustness": "of attacked and spoiled rows, where that was asked for: split, metric, rows, norm, steps, clean, "
+    "attacks, corruptions",
     "rows": "read = trained + validated + tested + unlabelled + all of dropped, a reason -> count",
     "parameters": "trainable, in the kept stage, and total",
     "cost": "seconds, peak_memory_bytes, rows_trained, rows_per_second",
     "plan": "what was planned, with estimated_seconds and actual_seconds",
     "stages": "one record a stage: name, score, seconds, rows_trained, trainable, stopped, history, notes, details, "
     "kept",
-    "transfer": "one record a comparison: against, budget, value, low, high, p",
+    "transfer": "one record a comparison: against, budget, metric, value, low, high, p",
+    "label_errors": "with data.check_labels, training rows whose label looks wrong: row, given, suggested, probability, "
+    "quality, the first with their text or picture",
     "findings": "one record a finding in the data: level, code, message, rows",
-    "calibration": "temperature, what outputs are divided by before probabilities are made; of several tasks by name",
+    "calibration": "temperature, what outputs are divided by before probabilities are made; of several by name",
     "backbone": "ref, source, digest",
     "data": "fingerprint, columns, said (what was inferred)",
     "environment": "python, platform, cpu_count, threads, device, packages",
@@ -49,12 +53,14 @@ _NEUTRAL: dict[str, Any] = {
     "metrics": {},
     "splits": {},
     "tasks": {},
+    "robustness": {},
     "rows": {"read": None, "trained": None, "validated": None, "tested": None, "unlabelled": 0, "dropped": {}},
     "parameters": {"trainable": None, "total": None},
     "cost": {"seconds": None, "peak_memory_bytes": None, "rows_trained": None, "rows_per_second": None},
     "plan": {"estimated_seconds": None, "actual_seconds": None},
     "stages": [],
     "transfer": [],
+    "label_errors": [],
     "findings": [],
     "calibration": {"temperature": 1.0},
     "backbone": {"ref": None, "source": {}, "digest": None},
@@ -185,11 +191,14 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     for split, metrics in record["metrics"].items():
         own = [f"{name}.{task['metric']}" for name, task in record["tasks"].items()]
         first = [record["metric"], *(name for name in own or metrics if name != record["metric"])]
-        shown = [f"{metric_name(n)} {_measured(metrics[n])}" for n in first[: len(own) + 1 if own else 3] if n in metrics]
+        shown = [
+            f"{metric_name(n)} {_measured(metrics[n])}" for n in first[: len(own) + 1 if own else 3] if n in metrics
+        ]
         rows = record["splits"].get(split, {}).get("rows")
         lines.append(f"{split} ({amount(rows)} rows): {'; '.join(shown)}")
     if not record["metrics"]:
         lines.append("nothing was measured: there were no rows to measure on")
+    lines += _robust(record["robustness"])
     cost, parameters = record["cost"], record["parameters"]
     kept = next((stage["name"] for stage in record["stages"] if stage.get("kept")), None)
     lines.append(
@@ -197,8 +206,23 @@ def summary(record: Mapping[str, Any]) -> list[str]:
         + (f" in the kept stage '{kept}'" if kept else "")
         + f"; {duration(cost['seconds'])}, peak {memory(cost['peak_memory_bytes'])}"
     )
+    if record["label_errors"]:
+        lines.append(
+            f"{amount(len(record['label_errors']))} training rows have labels that look wrong: see report.html"
+        )
     serious = [f["message"] for f in record["findings"] if f["level"] != "note"]
     return [*lines, *(f"finding: {message}" for message in serious[:5])]
+
+
+def _robust(record: Mapping[str, Any]) -> list[str]:
+    """One line on attacked rows: the metric at each radius beside the clean one."""
+    from headstart.evaluation.wording import metric_name, radius_name
+
+    if not record:
+        return []
+    attacks = (f"{_measured(a)} within {radius_name(a['radius'], record['norm'])}" for a in record["attacks"])
+    shown = "; ".join([f"{_measured(record['clean'])} clean", *attacks])
+    return [f"attacked ({record['rows']} {record['split']} rows): {metric_name(record['metric'])} {shown}"]
 
 
 def _measured(entry: Mapping[str, float | None]) -> str:

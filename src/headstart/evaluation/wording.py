@@ -19,6 +19,14 @@ METRICS: dict[str, tuple[str, str]] = {
     "spearman": ("Spearman", "agreement of ranks, from -1 to 1"),
 }
 
+SPOILED = {
+    "noise": "Noise on every pixel",
+    "blur": "Blurred over three by three pixels",
+    "brightness": "Much brighter",
+    "typos": "Typing errors in some words",
+}
+"""What was done to rows that were spoiled."""
+
 UNKNOWN = "\u2013"
 """Stands where there is no number."""
 
@@ -82,6 +90,11 @@ def memory(size: float | None) -> str:
     if size is None:
         return UNKNOWN
     return f"{size / 2**20:,.0f} MiB" if size < 2**30 else f"{size / 2**30:,.1f} GiB"
+
+
+def radius_name(radius: float, norm: str) -> str:
+    """How far an attack may go: 8/255 a pixel, or l2 0.3."""
+    return f"{255 * radius:.3g}/255 a pixel" if norm == "linf" else f"l2 {radius:g}"
 
 
 def listed(value: object) -> str:

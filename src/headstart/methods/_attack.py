@@ -1,78 +1,35 @@
-"""What adversarial methods share: norms of whole rows, their default radii, passes that leave statistics alone."""
+"""What adversarial methods share: the model they attack, their radii, passes that leave statistics alone."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from headstart.attack import usual_norm, usual_radius
 from headstart.errors import MethodError
 from headstart.protocols import Context
 from headstart.values import Batch
 
-TEXT_RADIUS = 0.3
-"""Largest l2 length of a row's change of token embeddings.
-
-Miyato et al. use 5 on embeddings scaled to unit variance; the tables of BERT-like networks have a standard deviation of
-0.04 to 0.06, which makes it 0.2 to 0.3.
-"""
-
-PICTURE_RADIUS = 0.5 / math.sqrt(3 * 32 * 32)
-"""Root mean square change of a pixel value: the l2 radius of 0.5 that is customary for CIFAR pictures (3,32,32)."""
-
-PIXEL_BOUND = 8 / 255
-"""Largest change of one pixel value: Madry et al. 2018, section 5, on CIFAR."""
-
-
-def row_norms(change: Tensor, norm: str) -> Tensor:
-    """(N,1,...): the l2 length, or the largest absolute value, of each row taken as one vector."""
-    flat = change.flatten(1)
-    length = flat.norm(dim=1) if norm == "l2" else flat.abs().amax(dim=1)
-    return length.view(-1, *[1] * (change.ndim - 1))
-
-
-def direction(gradient: Tensor, norm: str) -> Tensor:
-    """The step of unit size that raises a linear function most: g / ||g||_2, or sign(g)."""
-    if norm == "linf":
-        return gradient.sign()
-    return gradient / row_norms(gradient, "l2").clamp_min(1e-12)
-
 
 def radius(asked: float | None, change: Tensor, ctx: Context, norm: str) -> float:
-    """The asked radius, or the default for this input and norm."""
-    if asked is not None:
-        return asked
-    values = change[0].numel()
-    if ctx.modality.continuous:
-        return PICTURE_RADIUS * math.sqrt(values) if norm == "l2" else PIXEL_BOUND
-    return TEXT_RADIUS
+    """The asked radius, or the usual one for this input and norm."""
+    return asked if asked is not None else usual_radius(change, norm, continuous=ctx.modality.continuous)
 
 
-def within(change: Tensor, batch: Batch) -> Tensor:
-    """The change cut so that changed pixels stay in [0, 1]; token embeddings have no bounds."""
-    if "pixels" not in batch.inputs:
-        return change
-    pixels = batch.inputs["pixels"]
-    base = pixels if batch.shift is None else pixels + batch.shift
-    return (base + change).clamp(0, 1) - base
+def norm_of(asked: str, ctx: Context) -> str:
+    """The asked norm, or for `auto` the usual one for this input."""
+    return asked if asked != "auto" else usual_norm(continuous=ctx.modality.continuous)
 
 
-def shifted(batch: Batch, change: Tensor) -> Batch:
-    """The batch with this change on top of the shift that it may have already."""
-    return batch.replace(shift=change if batch.shift is None else batch.shift + change)
-
-
-def slope(loss_of: Callable[[Batch], Tensor], batch: Batch, change: Tensor) -> Tensor:
-    """The gradient of the loss in the change. Leaves nothing in any parameter's `grad`."""
-    change = change.detach().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss_of(shifted(batch, change)), change, allow_unused=True)
-    if gradient is None:
-        raise MethodError("this backbone ignores a shift of its input, so it cannot be attacked; leave the method out")
-    return gradient.detach()
+def check_radius(name: str, eps: float | None, norm: str, ctx: Context) -> None:
+    """Raises MethodError for an l-infinity ball of token embeddings whose size nobody gave."""
+    if norm == "linf" and eps is None and not ctx.modality.continuous:
+        raise MethodError(
+            f"{name}:norm=linf has no usual radius for token embeddings: give {name}:eps, such as eps=0.01"
+        )
 
 
 def attacked(model: Any, batch: Batch) -> Tensor:

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.values import Batch
+
 
 def numpy_from(generator: torch.Generator) -> np.random.Generator:
     """A numpy generator seeded by one draw."""
@@ -40,6 +42,12 @@ def rewound(module: nn.Module) -> Iterator[None]:
 def branch(generator: torch.Generator, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator of a method's own, seeded by one draw, for what is drawn inside the network's passes."""
     return torch.Generator(device).manual_seed(_seed(generator))
+
+
+def of_batch(generator: torch.Generator, batch: Batch) -> torch.Generator:
+    """A generator for the rows of this batch: the micro-batches of one step are given equal generators."""
+    salt = int((batch.row * torch.arange(1, len(batch) + 1, device=batch.row.device)).sum())
+    return torch.Generator().manual_seed((_seed(generator) + salt) % 2**62)
 
 
 def uniform(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

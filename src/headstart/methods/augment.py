@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from headstart.errors import MethodError, MissingExtra
-from headstart.methods._checks import number, whole
+from headstart.methods._checks import flag, number, whole
 from headstart.methods._draws import numpy_from, seeded
 from headstart.methods._eda import edit, vocabulary
 from headstart.protocols import Context, Method
 from headstart.values import Batch
 
-PICTURES = ("flip", "crop", "rotate", "colour", "randaugment", "magnitude")
+PICTURES = ("flip", "crop", "rotate", "colour", "randaugment", "magnitude", "trivial", "erasing")
 TEXTS = ("drop", "delete", "swap", "insert", "synonym", "neighbours", "share")
+
+AREA, RATIO, GREY = (0.02, 0.4), (0.3, 1 / 0.3), 0.5
+"""What erasing covers, its sides, and with what: grey, since the paper's noise is not drawn within a picture's range by
+torchvision."""
 
 
 @dataclass
@@ -26,34 +30,38 @@ class Augment(Method):
 
     Equation: x <- t(x) with t drawn anew for each row and step. Pictures: a random crop of a share in [crop, 1] of
     the area brought back to size, a flip, a rotation within +-rotate degrees, brightness, contrast and saturation
-    changed by factors in [1 - colour, 1 + colour], then `randaugment` operations of one magnitude. Texts: with
-    probability `share` one operation drawn evenly from those whose rate is not 0, on a row of l ordinary tokens:
-    `drop` hides each with probability rate behind the mask token, `delete` removes each with probability rate,
-    `swap`, `insert` and `synonym` act max(1, rate * l) times.
+    changed by factors in [1 - colour, 1 + colour], then `randaugment` operations of one magnitude or with `trivial`
+    one operation of a random magnitude, then with probability `erasing` a grey rectangle over 0.02 to 0.4 of the area,
+    its sides in a ratio from 0.3 to 1 / 0.3. Texts: with probability `share` one operation drawn evenly from those
+    whose rate is not 0, on a row of l ordinary tokens: `drop` hides each with probability rate behind the mask token,
+    `delete` removes each with probability rate, `swap`, `insert` and `synonym` act max(1, rate * l) times.
 
-    Source: Szegedy et al. 2015, section 6 (crops); Cubuk et al. 2020 (RandAugment), section 3; Wei and Zou 2019
-    (EDA), section 2, with nearest neighbours in the backbone's embedding table in place of WordNet; Iyyer et al. 2015
-    (Deep Averaging Networks), section 2 (token dropout).
+    Source: Szegedy et al. 2015, section 6 (crops); Cubuk et al. 2020 (RandAugment), section 3; Müller and Hutter 2021
+    (TrivialAugment), algorithm 1, with its wide ranges; Zhong et al. 2020 (Random Erasing); Wei and Zou 2019 (EDA),
+    section 2, with nearest neighbours in the backbone's embedding table in place of WordNet; Iyyer et al. 2015 (Deep
+    Averaging Networks), section 2 (token dropout).
 
     Requires: pictures or texts; for pictures the `images` extra (torchvision). Labels of whole rows, not of tokens.
 
     Shapes: pixels (N,C,H,W) in [0, 1] -> the same. input_ids (N,T) -> (N,T'), T' as long as the longest edited row,
     never beyond the backbone's limit; mask and token types follow. Special tokens stay where they are.
 
-    Neighbours: `mixup` and `cutmix` combine rows and their labels; list them after this one.
+    Neighbours: `mixup`, `manifold` and `cutmix` combine rows and their labels; list them after this one. `cutoff` hides
+    tokens of texts from the whole network.
 
-    Example: `--method augment:crop=0.3,rotate=10` or `--method augment:swap=0.1`;
+    Example: `--method augment:trivial,erasing=0.25` or `--method augment:swap=0.1`;
     `hs.methods.Augment(randaugment=2)`.
 
     Defaults: flip = 0.5 is torchvision's. crop = 0.5 is what DINO calls a large view (Caron et al. 2021, section 3.1)
     rather than the 0.08 of training from nothing, since small sets cannot afford to lose the object. rotate, colour
     and randaugment are off: whether a turned or recoloured picture keeps its label depends on the data. magnitude = 9
-    is RandAugment's on ImageNet (section 4). All text rates are 0.1, EDA's own for larger sets. share = 0.5 keeps
-    half of the rows clean, where EDA adds edited copies to clean rows. neighbours = 5 is a choice of this project.
+    is RandAugment's on ImageNet (section 4). trivial and erasing are off; erasing = 0.5 is what its paper trains with.
+    All text rates are 0.1, EDA's own for larger sets. share = 0.5 keeps half of the rows clean, where EDA adds edited
+    copies to clean rows. neighbours = 5 is a choice of this project.
 
     flip: probability. crop: smallest share of the area, 1 is off. rotate: degrees. colour: 0 is off. randaugment:
-    number of operations. magnitude: 0 to 30. drop, delete, swap, insert, synonym: rates, 0 is off. neighbours: of a
-    token. share: of text rows that are edited.
+    number of operations. magnitude: 0 to 30. trivial: true or false. erasing: probability, 0 is off. drop, delete,
+    swap, insert, synonym: rates, 0 is off. neighbours: of a token. share: of text rows that are edited.
     """
 
     flip: float = 0.5
@@ -62,6 +70,8 @@ class Augment(Method):
     colour: float = 0.0
     randaugment: int = 0
     magnitude: int = 9
+    trivial: bool = False
+    erasing: float = 0.0
     drop: float = 0.1
     delete: float = 0.1
     swap: float = 0.1
@@ -77,6 +87,10 @@ class Augment(Method):
         number("augment:colour", self.colour, 0, "such as colour=0.2", high=1)
         whole("augment:randaugment", self.randaugment, 0, "a number of operations such as randaugment=2")
         whole("augment:magnitude", self.magnitude, 0, "such as magnitude=9", high=30)
+        flag("augment:trivial", self.trivial)
+        number("augment:erasing", self.erasing, 0, "a probability such as erasing=0.25; 0 is off", high=1)
+        if self.trivial and self.randaugment:
+            raise MethodError("augment:trivial draws what augment:randaugment sets: keep one of the two")
         for name in ("drop", "delete", "swap", "insert", "synonym"):
             number(f"augment:{name}", getattr(self, name), 0, f"a rate such as {name}=0.1; 0 is off", high=0.9)
         whole("augment:neighbours", self.neighbours, 1, "such as neighbours=5")
@@ -115,7 +129,8 @@ class Augment(Method):
             from torchvision.transforms import v2
         except ImportError:
             raise MissingExtra("torchvision", "images", "the method 'augment' on pictures") from None
-        if self.crop == 1 and not (self.flip or self.rotate or self.colour or self.randaugment):
+        on = self.flip or self.rotate or self.colour or self.randaugment or self.trivial or self.erasing
+        if self.crop == 1 and not on:
             raise MethodError("every picture operation of 'augment' is switched off: set one, such as augment:flip=0.5")
 
         def view(picture: Tensor) -> Tensor:
@@ -130,6 +145,10 @@ class Augment(Method):
                 steps.append(v2.ColorJitter(self.colour, self.colour, self.colour))
             if self.randaugment:
                 steps.append(v2.RandAugment(self.randaugment, self.magnitude))
+            if self.trivial:
+                steps.append(v2.TrivialAugmentWide())
+            if self.erasing:
+                steps.append(v2.RandomErasing(self.erasing, AREA, RATIO, GREY))
             for step in steps:
                 picture = step(picture)
             return picture.clamp(0, 1)

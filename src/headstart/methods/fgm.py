@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from headstart.methods._attack import attacked, direction, radius, shifted, slope, still, within
+from headstart.attack import direction, shifted, slope, within
+from headstart.methods._attack import attacked, radius, still
 from headstart.methods._checks import number
 from headstart.protocols import Context, Method
 from headstart.values import Batch
@@ -24,7 +25,7 @@ class FGM(Method):
     Source: Miyato, Dai and Goodfellow 2017 (Adversarial Training Methods for Semi-Supervised Text Classification),
     section 3.
 
-    Requires: nothing. Owns `backward`, so it excludes `pgd`.
+    Requires: nothing. Owns `backward`, so it excludes `pgd` and `freelb`.
 
     Shapes: d is (N,T,V) for texts, (N,C,H,W) for pictures; changed pixels stay in [0, 1].
 

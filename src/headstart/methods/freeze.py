@@ -23,42 +23,44 @@ class Freeze(Method):
     the head. A part that is not chosen learns at 0. With `gradual = g`, epoch e trains the tail and the topmost e //
     g blocks of those chosen; when no chosen block is left to thaw, the stem follows.
 
-    Source: probe and top blocks: Yosinski et al. 2014, section 2. `bitfit`: Ben Zaken et al. 2022, section 3, with
-    the scales of the norms as well. `gradual` and `decay`: Howard and Ruder 2018 (ULMFiT), sections 3.3 and 3.2.
+    Source: probe and top blocks: Yosinski et al. 2014, section 2. `biases`: Ben Zaken et al. 2022 (BitFit), section 3;
+    `bitfit` adds the scales of the norms. `gradual` and `decay`: Howard and Ruder 2018 (ULMFiT), sections 3.3 and 3.2.
     `norms`: Frankle et al. 2021, section 3.
 
-    Requires: nothing. Owns `groups`, so it excludes `lora` and `adapter`.
+    Requires: nothing. Owns `groups`, so it excludes `lora`, `ia3`, `adapter`, `prompt` and `surgical`.
 
     Shapes: none are touched.
 
     Neighbours: `lora` and `adapter` add few new parameters instead of choosing old ones; `l2sp` lets everything learn
-    and pulls it back. `top` and `bottom` say who learns from either end; `bitfit`, `norms` and `tables` narrow any
-    choice to a kind of parameter; `gradual` and `decay` combine with all of these. `probe` stands alone.
+    and pulls it back. `top` and `bottom` say who learns from either end; `bitfit`, `biases`, `norms` and `tables`
+    narrow any choice to a kind of parameter; `gradual` and `decay` combine with all of these. `probe` stands alone.
 
     Example: `--method freeze:top=2` or `--method freeze:gradual,decay=0.9`; `hs.methods.Freeze(top=2, bitfit=True)`.
 
     Defaults: without any option it is `probe`. `gradual` as a bare word is one epoch a block (ULMFiT, section 3.3).
     `decay` is off; ULMFiT's own factor is 1/2.6 = 0.38 a layer, ELECTRA (Clark et al. 2020, appendix B) uses 0.8 for
-    12 blocks. The rates used when the user gives none, 1e-3 for `probe` and 5e-4 for `bitfit` and `norms`, are Adam's
-    own default and the middle of the range searched for BitFit (1e-4 to 1e-3).
+    12 blocks. The rates used when the user gives none, 1e-3 for `probe` and 5e-4 for `bitfit`, `biases` and `norms`,
+    are Adam's own default and the middle of the range searched for BitFit (1e-4 to 1e-3).
 
     probe: the head alone. top: this many topmost blocks, the tail and the head. bottom: all but this many lowest
-    blocks and the stem (0: the stem alone is frozen). bitfit: only biases and norms. norms: only norms. tables: what
-    is chosen without its lookup tables (token and position embeddings), most of whose rows a batch never touches.
-    gradual: epochs for each block, from the top; 0 is all at once. decay: in (0, 1], 1 is off.
+    blocks and the stem (0: the stem alone is frozen). bitfit: only biases and norms. biases: only biases, those of
+    norms too. norms: only norms. tables: what is chosen without its lookup tables (token and position embeddings), most
+    of whose rows a batch never touches. gradual: epochs for each block, from the top; 0 is all at
+    once. decay: in (0, 1], 1 is off.
     """
 
     probe: bool = False
     top: int | None = None
     bottom: int | None = None
     bitfit: bool = False
+    biases: bool = False
     norms: bool = False
     tables: bool = False
     gradual: int = 0
     decay: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("probe", "bitfit", "norms", "tables"):
+        for name in ("probe", "bitfit", "biases", "norms", "tables"):
             flag(f"freeze:{name}", getattr(self, name))
         if self.top is not None:
             whole("freeze:top", self.top, 1, "use freeze:probe to train the head alone")
@@ -77,6 +79,7 @@ class Freeze(Method):
             "top": self.top is not None,
             "bottom": self.bottom is not None,
             "bitfit": self.bitfit,
+            "biases": self.biases,
             "norms": self.norms,
             "tables": self.tables,
             "gradual": bool(self.gradual),
@@ -95,8 +98,12 @@ class Freeze(Method):
             raise MethodError(
                 f"freeze:top={self.top} and freeze:bottom={self.bottom} both say which blocks learn: keep one of them"
             )
-        if self.bitfit and self.norms:
-            raise MethodError("freeze:bitfit trains biases and norms, freeze:norms only norms: keep one of them")
+        kinds = [name for name in ("bitfit", "biases", "norms") if getattr(self, name)]
+        if len(kinds) > 1:
+            raise MethodError(
+                "freeze:bitfit trains biases and norms, freeze:biases only biases, freeze:norms only norms: "
+                f"keep one of {' and '.join(kinds)}"
+            )
 
     def groups(self, model: nn.Module, ctx: Context) -> list[Group]:
         """One group per rate, over the chosen parameters in the order tail, blocks from the top, stem."""
@@ -111,8 +118,8 @@ class Freeze(Method):
                 if id(parameter) not in seen:
                     seen.add(id(parameter))
                     rates.setdefault(scale, []).append(parameter)
-        if not rates and not self.gradual and (self.bitfit or self.norms):
-            kind = "biases or norms" if self.bitfit else "norms"
+        if not rates and not self.gradual and self._narrow:
+            kind = "biases or norms" if self.bitfit else "biases" if self.biases else "norms"
             raise MethodError(f"expected {kind} in the chosen part of the backbone, found none; use freeze:top=1")
         return [Group(tuple(parameters), scale) for scale, parameters in rates.items()]
 
@@ -144,27 +151,33 @@ class Freeze(Method):
             return self.top
         return blocks if self.bottom is None else blocks - self.bottom
 
+    @property
+    def _narrow(self) -> bool:
+        """Whether only single kinds of parameters learn."""
+        return self.bitfit or self.biases or self.norms
+
     def _kind(self, part: nn.Module | nn.Parameter) -> Iterator[nn.Parameter]:
-        """The parameters of a part, all of them or those that `bitfit`, `norms` and `tables` leave."""
+        """The parameters of a part, all of them or those that `bitfit`, `biases`, `norms` and `tables` leave."""
         if isinstance(part, nn.Parameter):
-            if not (self.bitfit or self.norms):
+            if not self._narrow:
                 yield part
             return
-        if not (self.bitfit or self.norms):
+        if not self._narrow:
             tables = [m for m in part.modules() if isinstance(m, nn.Embedding)] if self.tables else []
             frozen = {id(p) for table in tables for p in table.parameters()}
             yield from (p for p in part.parameters() if id(p) not in frozen)
             return
         for module in part.modules():
             for name, parameter in module.named_parameters(recurse=False):
-                if _is_norm(module) or (self.bitfit and name.endswith("bias") and parameter.ndim == 1):
+                bias = name.endswith("bias") and parameter.ndim == 1
+                if bias if self.biases else _is_norm(module) or (self.bitfit and bias):
                     yield parameter
 
     def learning_rate(self, modality: str) -> float | None:
         """1e-3 for the head alone, 5e-4 for norms and biases, else the run's own default."""
         if self.probe:
             return 1e-3
-        return 5e-4 if self.bitfit or self.norms else None
+        return 5e-4 if self._narrow else None
 
 
 def _is_norm(module: nn.Module) -> bool:

@@ -29,15 +29,15 @@ class GradNorm(Method):
 
     Source: Chen et al. 2018 (GradNorm), section 3, equations 1 and 2, algorithm 1.
 
-    Requires: several tasks (`task.multitask`) that meet in a batch (`run.mixed`). Owns `backward`, so it excludes `fgm`,
-    `pgd`, `sam` and `pcgrad`.
+    Requires: several tasks (`task.multitask`) that meet in a batch (`run.mixed`). Owns `backward`, so it excludes
+    `fgm`, `pgd`, `sam` and `pcgrad`.
 
     Shapes: one weight a task, and one gradient of the last shared block a task for the time of a micro-batch.
 
     Neighbours: `uncertainty` weighs by the size of the losses alone; both together weigh twice. L_i is the mean over
     the task's rows in the r_i, and its part of the batch's loss in the G_i, so that unequal shares of a batch are
-    balanced too. A batch that lacks a task leaves w as it is. Where nothing shared learns, w stays at 1. Each of several
-    processes weighs by its own rows.
+    balanced too. A batch that lacks a task leaves w as it is. Where nothing shared learns, w stays at 1. Each of
+    several processes weighs by its own rows.
 
     Example: `--method gradnorm:alpha=1.5`; `hs.methods.GradNorm(alpha=0.5)`.
 

@@ -24,9 +24,9 @@ class Mixup(Method):
 
     Shapes: pixels (N,C,H,W) -> the same; labels (N,) or (N,K) -> (N,K); weights (N,) are mixed alike.
 
-    Neighbours: `cutmix` pastes a rectangle instead of blending. Both in one run compose in the order listed: the
-    second mixes rows that are mixed already. `augment` belongs before it. Two rows of different origin are never
-    mixed.
+    Neighbours: `cutmix` pastes a rectangle instead of blending, `manifold` mixes hidden states at a random block. Two
+    of them in one run compose in the order listed: the second mixes rows that are mixed already; on texts the states
+    of a row are mixed once. `augment` belongs before it. Two rows of different origin are never mixed.
 
     Example: `--method mixup:alpha=0.2`; `hs.methods.Mixup(alpha=0.2)`.
 

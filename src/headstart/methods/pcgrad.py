@@ -24,8 +24,8 @@ class PCGrad(Method):
 
     Source: Yu et al. 2020 (Gradient Surgery for Multi-Task Learning), section 2.3, algorithm 1.
 
-    Requires: several tasks (`task.multitask`) that meet in a batch (`run.mixed`). Owns `backward`, so it excludes `fgm`,
-    `pgd`, `sam` and `gradnorm`.
+    Requires: several tasks (`task.multitask`) that meet in a batch (`run.mixed`). Owns `backward`, so it excludes
+    `fgm`, `pgd`, `sam` and `gradnorm`.
 
     Shapes: one gradient of the shared layers a task, for the time of a micro-batch.
 
@@ -71,8 +71,9 @@ class PCGrad(Method):
             ctx.backward(loss)  # into the heads too, whose gradients simply add up
             each.append([torch.zeros_like(p) if p.grad is None else p.grad for p in common])
             total = total + loss.detach()
-        for (p, old), new in zip(before, map(sum, zip(*self._operated(each, ctx), strict=True)), strict=True):
-            p.grad = new if old is None else old + new
+        for (p, old), new in zip(before, zip(*self._operated(each, ctx), strict=True), strict=True):
+            added = torch.stack(new).sum(0)
+            p.grad = added if old is None else old + added
         return total
 
     def _operated(self, each: list[list[Tensor]], ctx: Context) -> list[list[Tensor]]:

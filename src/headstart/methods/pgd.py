@@ -6,13 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from headstart.errors import MethodError
-from headstart.methods._attack import attacked, direction, radius, row_norms, shifted, slope, still, within
+from headstart.attack import ascend, inside, shifted
+from headstart.methods._attack import attacked, check_radius, norm_of, radius, still
 from headstart.methods._checks import choice, flag, number, whole
-from headstart.methods._draws import uniform
 from headstart.protocols import Context, Method
 from headstart.values import Batch
 
@@ -28,11 +26,11 @@ class PGD(Method):
     Source: Madry et al. 2018, section 2; for token embeddings Zhu et al. 2020 (FreeLB), section 3, where it is the
     K-step baseline.
 
-    Requires: nothing. Owns `backward`, so it excludes `fgm`.
+    Requires: nothing. Owns `backward`, so it excludes `fgm` and `freelb`.
 
     Shapes: d is (N,T,V) for texts, (N,C,H,W) for pictures; changed pixels stay in [0, 1].
 
-    Neighbours: `fgm` is one step of full length. The search runs without dropout and without moving BatchNorm
+    Neighbours: `fgm` is one step of full length; `freelb` learns from every step of the search. The search runs without dropout and without moving BatchNorm
     statistics; the changed rows then train like any others, leaving running statistics to the clean rows where there
     are any. steps + 2 passes a micro-batch, one less with clean = 0.
 
@@ -66,8 +64,7 @@ class PGD(Method):
 
     def adapt(self, model: nn.Module, ctx: Context) -> nn.Module:
         """The model unchanged; it is remembered. Raises MethodError for an l-infinity ball of unknown size."""
-        if self.norm == "linf" and self.eps is None and not ctx.modality.continuous:
-            raise MethodError("pgd:norm=linf has no usual radius for token embeddings: give pgd:eps, such as eps=0.01")
+        check_radius("pgd", self.eps, self.norm, ctx)
         self.model_ = model
         return model
 
@@ -98,35 +95,7 @@ class PGD(Method):
 
     def _search(self, start: Tensor, batch: Batch, loss_of: Callable[[Batch], Tensor], ctx: Context) -> Tensor:
         """The change that K steps reach, inside the ball and the bounds of pixels."""
-        norm = self.norm if self.norm != "auto" else "linf" if ctx.modality.continuous else "l2"
+        norm = norm_of(self.norm, ctx)
         eps = radius(self.eps, start, ctx, norm)
-        step = self.step if self.step is not None else 2.5 * eps / self.steps
-        change = start
-        if self.random:
-            change = within(_inside(start, eps, norm, batch, ctx), batch)
-        for _ in range(self.steps):
-            gradient = slope(loss_of, batch, change)
-            change = within(project(change + step * direction(gradient, norm), eps, norm), batch)
-        return change.detach()
-
-
-def project(change: Tensor, eps: float, norm: str) -> Tensor:
-    """Each row moved to the nearest point of the ball of radius eps."""
-    if norm == "linf":
-        return change.clamp(-eps, eps)
-    return change * (eps / row_norms(change, "l2").clamp_min(1e-12)).clamp(max=1.0)
-
-
-def _inside(zeros: Tensor, eps: float, norm: str, batch: Batch, ctx: Context) -> Tensor:
-    """A random point of the ball for each row: uniform in the cube, or of uniform length in a uniform direction.
-
-    Padding is left at zero: it would use up length without any effect.
-    """
-    spot = (2 * uniform(tuple(zeros.shape), ctx.generator) - 1).to(zeros)
-    mask = batch.inputs.get("attention_mask")
-    real = torch.ones_like(zeros) if mask is None else mask[..., None].to(zeros).expand_as(zeros)
-    if norm == "linf":
-        return eps * spot * real
-    shape = (len(zeros), *[1] * (zeros.ndim - 1))
-    normal = torch.randn(tuple(zeros.shape), generator=ctx.generator, device=ctx.generator.device).to(zeros)
-    return eps * uniform(shape, ctx.generator).to(zeros) * direction(normal * real, "l2")
+        change = inside(start, eps, norm, batch, ctx.generator) if self.random else start
+        return ascend(loss_of, batch, change, eps, norm, self.steps, self.step)

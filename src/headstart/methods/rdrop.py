@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional
 
 from headstart.methods._attack import still
 from headstart.methods._checks import number
+from headstart.methods._distance import of_task, symmetric
 from headstart.methods._rows import weighted
-from headstart.protocols import Context, Method, Task
+from headstart.protocols import Context, Method
 from headstart.values import View
 
 
@@ -56,26 +56,6 @@ class RDrop(Method):
             return {"rdrop": view.outputs.sum() * 0.0}
         with ctx.autocast(), still(view.model):
             _, again = view.model(view.batch)
-        return {"rdrop": self.alpha * weighted(_by_task(view, again.float(), ctx.task), view.batch)}
-
-
-def _by_task(view: View, again: Tensor, task: Task) -> Tensor:
-    """(N,): each row's distance in the outputs of its own task."""
-    if not task.members:
-        return _distance(view.outputs, again, task.name)
-    found = view.outputs.new_zeros(len(again))
-    for member in task.members:
-        rows = (view.batch.origin == member.index).nonzero()[:, 0]
-        own = _distance(view.outputs[rows][:, member.columns], again[rows][:, member.columns], member.task.name)
-        found = found.index_add(0, rows, own)
-    return found
-
-
-def _distance(a: Tensor, b: Tensor, task: str) -> Tensor:
-    """(N,). The sum of both divergences is sum_k (p_k - q_k) (log p_k - log q_k), here halved."""
-    if task == "regression":
-        return (a - b).square().mean(1)
-    if task == "multilabel":
-        return 0.5 * ((a.sigmoid() - b.sigmoid()) * (a - b)).mean(1)
-    p, q = functional.log_softmax(a, 1), functional.log_softmax(b, 1)
-    return 0.5 * ((p.exp() - q.exp()) * (p - q)).sum(1)
+        half = 1.0 if ctx.task.name == "regression" else 0.5
+        distance = half * of_task(symmetric, view.outputs, again.float(), ctx.task)
+        return {"rdrop": self.alpha * weighted(distance, view.batch)}

@@ -5,31 +5,82 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
 
 from headstart.errors import DataError, SpecError, did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LOWER_IS_BETTER = ("log_loss", "ece", "hamming_loss", "rmse", "mae")
 SHOWN = 5
 """Unknown labels that an error lists."""
 
 
+WEIGHTS = ("none", "balanced", "effective")
+
+
 @dataclass(frozen=True)
 class LossOptions:
-    """How the loss of a classifier differs from cross-entropy."""
+    """How the loss of a classifier differs from cross-entropy.
+
+    class_weights and logit_adjustment are not combined: each makes up for rare classes by itself, and of all weights
+    with tau = 1 only even ones stay consistent with the balanced error (Menon et al. 2021, theorem 1).
+    """
 
     class_weights: str = "none"
+    effective_beta: float = 0.999
     label_smoothing: float = 0.0
     focal_gamma: float = 0.0
+    logit_adjustment: float = 0.0
+    gce_q: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.class_weights not in ("none", "balanced"):
-            raise SpecError(f"task.class_weights: expected 'none' or 'balanced', received {self.class_weights!r}")
-        if not (_number(self.label_smoothing) and 0 <= self.label_smoothing < 1):
-            raise SpecError(f"task.label_smoothing: expected a number in [0, 1), received {self.label_smoothing!r}")
-        if not (_number(self.focal_gamma) and self.focal_gamma >= 0):
-            raise SpecError(f"task.focal_gamma: expected a number of 0 or more, received {self.focal_gamma!r}")
+        if self.class_weights not in WEIGHTS:
+            known = ", ".join(f"'{name}'" for name in WEIGHTS)
+            raise SpecError(f"task.class_weights: expected one of {known}, received {self.class_weights!r}")
+        for key in ("effective_beta", "label_smoothing"):
+            value = getattr(self, key)
+            if not (_number(value) and 0 <= value < 1):
+                raise SpecError(f"task.{key}: expected a number in [0, 1), received {value!r}")
+        for key in ("focal_gamma", "logit_adjustment"):
+            value = getattr(self, key)
+            if not (_number(value) and value >= 0):
+                raise SpecError(f"task.{key}: expected a number of 0 or more, received {value!r}")
+        if not (_number(self.gce_q) and 0 <= self.gce_q <= 1):
+            raise SpecError(f"task.gce_q: expected a number in [0, 1], received {self.gce_q!r}")
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.gce_q and self.focal_gamma:
+            raise SpecError(
+                "task.gce_q and task.focal_gamma contradict each other: the first learns less from rows that fit badly, "
+                "the second more; keep one of them"
+            )
+        if self.logit_adjustment and self.class_weights != "none":
+            raise SpecError(
+                f"task.logit_adjustment and task.class_weights={self.class_weights} both make up for rare classes, and "
+                f"together they do it twice; keep one of them"
+            )
+        if self.effective_beta != LossOptions.effective_beta and self.class_weights != "effective":
+            raise SpecError(
+                "task.effective_beta belongs to task.class_weights=effective: set that too, or leave it out"
+            )
+
+    @classmethod
+    def read(cls, record: Mapping[str, Any]) -> LossOptions:
+        """From a task's JSON; what an older one does not say is off."""
+        return cls(**{item.name: record[item.name] for item in fields(cls) if item.name in record})
+
+    def cost(self, logs: Tensor) -> Tensor:
+        """What a probability costs where it should be 1, from its logarithm: -log p, or (1 - p^q) / q."""
+        return -(self.gce_q * logs).expm1() / self.gce_q if self.gce_q else -logs
+
+
+def effective_number(count: float, beta: float) -> float:
+    """(1 - beta^n) / (1 - beta): rows that overlap count for less and less (Cui et al. 2019, section 3)."""
+    return float((1 - beta**count) / (1 - beta))
 
 
 def _number(value: Any) -> bool:

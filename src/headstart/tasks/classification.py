@@ -14,7 +14,15 @@ from torch.nn import functional
 from headstart.errors import DataError
 from headstart.protocols import Decoded, Task, Weighted
 from headstart.tasks import _metrics
-from headstart.tasks._options import LossOptions, check_metric, label_text, ordered, read_options, refuse_unknown
+from headstart.tasks._options import (
+    LossOptions,
+    check_metric,
+    effective_number,
+    label_text,
+    ordered,
+    read_options,
+    refuse_unknown,
+)
 from headstart.tasks._ranking import Ranking, macro_areas
 
 METRICS = ("accuracy", "macro_f1", "micro_f1", "log_loss", "ece", "roc_auc", "average_precision")
@@ -29,7 +37,11 @@ class Classification(Task):
         - sum_k  w_k ((1 - e) t_k + e / K) (1 - p_k)^gamma log p_k
 
     label_smoothing: Szegedy et al. 2016, section 7. focal_gamma: Lin et al. 2017, equation 4; 0 is cross-entropy.
-    class_weights 'balanced': w_k = rows / (K rows of k), so that every class weighs the same in total.
+    class_weights 'balanced': w_k = rows / (K rows of k), so that every class weighs the same in total; 'effective':
+    w_k proportional to (1 - beta) / (1 - beta^(rows of k)), with a mean of 1 (Cui et al. 2019, sections 3 and 4).
+    logit_adjustment tau: p = softmax(outputs + tau log prior) while learning, prior the classes' shares of the training
+    rows; answers are made without it (Menon et al. 2021, section 5.2).
+    gce_q: (1 - p_k^q) / q in place of - log p_k, which wrong labels pull at less (Zhang and Sabuncu 2018, section 3.2).
     """
 
     name: ClassVar[str] = "classification"
@@ -38,6 +50,7 @@ class Classification(Task):
     options: LossOptions
     weights: tuple[float, ...] | None = None
     metric: str = "accuracy"
+    priors: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Raises SpecError for a metric that is not measured."""
@@ -48,8 +61,8 @@ class Classification(Task):
     def fit(cls, values: Sequence[Any], **options: Any) -> Classification:
         """Learn the label set from the training rows: numbers in their order, other labels by text.
 
-        Options: class_weights, label_smoothing, focal_gamma, metric, and `labels` to fix the set and its order.
-        Raises DataError with fewer than two labels, SpecError for an option out of range.
+        Options: those of the loss (`LossOptions`), metric, and `labels` to fix the set and its order. Raises DataError
+        with fewer than two labels, SpecError for an option out of range or two that contradict each other.
         """
         defaults = {**asdict(LossOptions()), "metric": "accuracy", "labels": None}
         chosen = read_options(cls.name, options, defaults)
@@ -61,13 +74,23 @@ class Classification(Task):
             received = f"one ('{labels[0]}')" if labels else "none"
             raise DataError(f"expected at least two different labels to tell apart, received {received}")
         made = cls(labels, loss, None, metric)
-        if loss.class_weights == "balanced":
-            made.weights = made._balanced(texts)
+        counts = np.bincount(made._encode(texts), minlength=made.outputs).tolist()
+        made.weights = made._weights(counts)
+        if loss.logit_adjustment:
+            # A class without rows counts as one row: the logarithm of nothing would rule it out.
+            made.priors = tuple(max(count, 1) / sum(max(n, 1) for n in counts) for count in counts)
         return made
 
-    def _balanced(self, texts: Sequence[str]) -> tuple[float, ...]:
-        counts = np.bincount(self._encode(texts), minlength=self.outputs)
-        return tuple(len(texts) / (self.outputs * count) if count else 1.0 for count in counts.tolist())
+    def _weights(self, counts: Sequence[int]) -> tuple[float, ...] | None:
+        """The weight of each class, 1 for one without rows."""
+        if self.options.class_weights == "balanced":
+            return tuple(sum(counts) / (self.outputs * count) if count else 1.0 for count in counts)
+        if self.options.class_weights == "effective":
+            beta = self.options.effective_beta
+            inverse = [1 / effective_number(count, beta) if count else None for count in counts]
+            there = [value for value in inverse if value is not None]
+            return tuple(1.0 if value is None else value * len(there) / sum(there) for value in inverse)
+        return None
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         """Class indices, (rows,) int64. Raises DataError for labels that the training rows do not have."""
@@ -86,8 +109,10 @@ class Classification(Task):
         shares = targets if targets.ndim == 2 else functional.one_hot(targets, self.outputs)
         shares = shares.to(outputs.dtype)
         smoothing = self.options.label_smoothing
+        if self.priors is not None:
+            outputs = outputs + self.options.logit_adjustment * outputs.new_tensor(self.priors).log()
         logs = functional.log_softmax(outputs, dim=-1)
-        terms = -((1 - smoothing) * shares + smoothing / self.outputs) * logs
+        terms = ((1 - smoothing) * shares + smoothing / self.outputs) * self.options.cost(logs)
         if self.options.focal_gamma:
             # -expm1(log p) is 1 - p without cancellation; the floor keeps the power's slope finite at p = 1.
             rest = (-torch.expm1(logs)).clamp_min(torch.finfo(logs.dtype).tiny)
@@ -194,11 +219,13 @@ class Classification(Task):
             **asdict(self.options),
             "weights": weights,
             "metric": self.metric,
+            "priors": None if self.priors is None else list(self.priors),
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Classification:
         """The inverse of `to_json`."""
-        options = LossOptions(**{key: record[key] for key in asdict(LossOptions())})
+        options = LossOptions.read(record)
         weights = None if record["weights"] is None else tuple(record["weights"])
-        return cls(tuple(record["labels"]), options, weights, record["metric"])
+        priors = None if record.get("priors") is None else tuple(record["priors"])
+        return cls(tuple(record["labels"]), options, weights, record["metric"], priors)

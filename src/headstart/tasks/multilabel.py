@@ -14,7 +14,15 @@ from torch.nn import functional
 from headstart.errors import DataError
 from headstart.protocols import Decoded, Task, Weighted
 from headstart.tasks import _metrics
-from headstart.tasks._options import LossOptions, check_metric, label_text, ordered, read_options, refuse_unknown
+from headstart.tasks._options import (
+    LossOptions,
+    check_metric,
+    effective_number,
+    label_text,
+    ordered,
+    read_options,
+    refuse_unknown,
+)
 from headstart.tasks._ranking import Ranking, macro_areas
 
 METRICS = (
@@ -40,7 +48,11 @@ class Multilabel(Task):
         - mean_k  a_k s_k (1 - p_k)^gamma log p_k  +  b_k (1 - s_k) p_k^gamma log(1 - p_k)
 
     focal_gamma: Lin et al. 2017, equation 4; 0 is binary cross-entropy. class_weights 'balanced': for each label
-    a = rows / (2 rows with it) and b = rows / (2 rows without it), so that both sides weigh the same in total.
+    a = rows / (2 rows with it) and b = rows / (2 rows without it), so that both sides weigh the same in total;
+    'effective': a and b as the inverse effective numbers of rows with and without it, with a sum of 2 (Cui et al. 2019,
+    sections 3 and 4). logit_adjustment tau: p = sigmoid(outputs + tau log(prior / (1 - prior))) while learning, prior
+    the label's share of the training rows (Menon et al. 2021, section 5.2, for the two sides of each label).
+    gce_q: (1 - p^q) / q in place of - log p, likewise for 1 - p (Zhang and Sabuncu 2018, section 3.2).
     """
 
     name: ClassVar[str] = "multilabel"
@@ -50,6 +62,7 @@ class Multilabel(Task):
     weights: tuple[tuple[float, float], ...] | None = None
     separator: str = SEPARATOR
     metric: str = "macro_f1"
+    priors: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         """Raises SpecError for a metric that is not measured."""
@@ -60,8 +73,8 @@ class Multilabel(Task):
     def fit(cls, values: Sequence[Any], **options: Any) -> Multilabel:
         """Learn the label set from the training rows; a row is a list of labels, or a cell with `|` between them.
 
-        Options: class_weights, label_smoothing, focal_gamma, metric, separator, and `labels` to fix the set and its
-        order. Raises DataError when no row has a label, SpecError for an option out of range.
+        Options: those of the loss (`LossOptions`), metric, separator, and `labels` to fix the set and its order. Raises
+        DataError when no row has a label, SpecError for an option out of range or two that contradict each other.
         """
         defaults = {**asdict(LossOptions()), "metric": "macro_f1", "labels": None, "separator": SEPARATOR}
         chosen = read_options(cls.name, options, defaults)
@@ -73,13 +86,22 @@ class Multilabel(Task):
         if not labels:
             raise DataError("expected rows with labels, received none with any")
         made = cls(labels, loss, None, separator, metric)
-        if loss.class_weights == "balanced":
-            with_label = made._encode(rows).sum(0)
-            made.weights = tuple(
-                (len(rows) / (2 * n), len(rows) / (2 * (len(rows) - n))) if 0 < n < len(rows) else (1.0, 1.0)
-                for n in with_label.tolist()
-            )
+        with_label = made._encode(rows).sum(0).tolist()
+        if loss.class_weights != "none":
+            made.weights = tuple(made._sides(n, len(rows)) for n in with_label)
+        if loss.logit_adjustment:
+            # A side without rows counts as one row: the logarithm of nothing would rule it out.
+            made.priors = tuple(min(max(n, 1), len(rows) - 1) / len(rows) if len(rows) > 1 else 0.5 for n in with_label)
         return made
+
+    def _sides(self, n: float, rows: int) -> tuple[float, float]:
+        """The weights of a label's two sides, rows with it and rows without; 1 where one side is empty."""
+        if not 0 < n < rows:
+            return 1.0, 1.0
+        if self.options.class_weights == "balanced":
+            return rows / (2 * n), rows / (2 * (rows - n))
+        have, lack = (1 / effective_number(count, self.options.effective_beta) for count in (n, rows - n))
+        return 2 * have / (have + lack), 2 * lack / (have + lack)
 
     def encode(self, values: Sequence[Any]) -> Tensor:
         """1 for each label that a row has, (rows,K) float32. Raises DataError for labels not in the training rows."""
@@ -102,8 +124,11 @@ class Multilabel(Task):
         targets = targets.to(outputs.dtype)
         smoothing, gamma = self.options.label_smoothing, self.options.focal_gamma
         share = (1 - smoothing) * targets + smoothing / 2
+        if self.priors is not None:
+            outputs = outputs + self.options.logit_adjustment * outputs.new_tensor(self.priors).logit()
         # softplus(-z) is -log p and softplus(z) is -log(1 - p).
-        have, lack = share * functional.softplus(-outputs), (1 - share) * functional.softplus(outputs)
+        have = share * self.options.cost(-functional.softplus(-outputs))
+        lack = (1 - share) * self.options.cost(-functional.softplus(outputs))
         if gamma:
             have = have * torch.exp(-gamma * functional.softplus(outputs))
             lack = lack * torch.exp(-gamma * functional.softplus(-outputs))
@@ -200,14 +225,16 @@ class Multilabel(Task):
             "weights": None if self.weights is None else [list(pair) for pair in self.weights],
             "separator": self.separator,
             "metric": self.metric,
+            "priors": None if self.priors is None else list(self.priors),
         }
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> Multilabel:
         """The inverse of `to_json`."""
-        options = LossOptions(**{key: record[key] for key in asdict(LossOptions())})
+        options = LossOptions.read(record)
         weights = None if record["weights"] is None else tuple((a, b) for a, b in record["weights"])
-        return cls(tuple(record["labels"]), options, weights, record["separator"], record["metric"])
+        priors = None if record.get("priors") is None else tuple(record["priors"])
+        return cls(tuple(record["labels"]), options, weights, record["separator"], record["metric"], priors)
 
 
 def _split(value: Any, row: int, separator: str) -> list[str]:

