@@ -199,7 +199,7 @@ def test_rows_may_be_in_memory(tiny_bert: Path) -> None:
             r"unknown key 'tasks.a.data.trian': did you mean 'train'",
         ),
         ({"tasks": {"a": {"dta": {}}, "b": {}}}, r"unknown key 'tasks.a.dta': did you mean 'data'"),
-        ({"task": {}, "taks": {}}, "unknown key 'taks': did you mean 'task'"),
+        ({"taks": {}}, "unknown key 'taks': did you mean 'tasks'"),
         ({"tasks": {"a": {}}}, "two or more, received one"),
         ({"tasks": {"a": {}, "b": {}}, "data": {"train": "x.csv"}}, r"data.train stands beside tasks.*tasks.NAME.data"),
         ({"tasks": {"a": {}, "b": {}}, "task": {"name": "regression"}}, r"task.name stands beside tasks"),
