@@ -27,6 +27,7 @@ TEXT = (
     "albert",
 )
 IMAGE = ("vit", "deit", "dinov2", "beit", "swin", "convnext", "resnet")
+AUDIO = ("whisper", "wav2vec2", "wav2vec2-stable", "hubert", "wavlm", "ast")
 
 
 def text_config(family: str) -> Any:
@@ -73,6 +74,47 @@ def image_config(family: str) -> Any:
         "resnet": lambda: hf.ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"),
     }
     return made[family]()
+
+
+def audio_config(family: str) -> Any:
+    """A config of the family for sounds of about a second at 16 kHz."""
+    import transformers as hf
+
+    # Five times fewer frames than the published networks; one of the convolutions is normalised over time.
+    heard = {
+        "conv_dim": (8, 8, 8), "conv_kernel": (10, 8, 8), "conv_stride": (10, 8, 4), "num_feat_extract_layers": 3,
+        "num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2, "hidden_dropout": 0.1,
+    }  # fmt: skip
+    layered = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}
+    made: dict[str, Callable[[], Any]] = {
+        "whisper": lambda: hf.WhisperConfig(
+            vocab_size=60, d_model=32, encoder_layers=3, decoder_layers=1, encoder_attention_heads=4, num_mel_bins=20,
+            decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_source_positions=100,
+            pad_token_id=0, bos_token_id=1, eos_token_id=2, decoder_start_token_id=1,
+        ),
+        "wav2vec2": lambda: hf.Wav2Vec2Config(**SMALL, **heard),
+        "wav2vec2-stable": lambda: hf.Wav2Vec2Config(**SMALL, **heard, **layered),
+        "hubert": lambda: hf.HubertConfig(**SMALL, **heard),
+        "wavlm": lambda: hf.WavLMConfig(**SMALL, **heard, num_buckets=16, max_bucket_distance=40),
+        "ast": lambda: hf.ASTConfig(**SMALL, num_mel_bins=16, max_length=100, patch_size=8, frequency_stride=4,
+                                    time_stride=6),
+    }  # fmt: skip
+    return made[family]()
+
+
+def write_audio(folder: Path, family: str) -> Path:
+    """An audio model of the family with random weights, in hub layout."""
+    import transformers as hf
+
+    torch.manual_seed(7)
+    hf.AutoModel.from_config(audio_config(family)).save_pretrained(folder)
+    if family == "whisper":
+        hf.WhisperFeatureExtractor(feature_size=20, chunk_length=2).save_pretrained(folder)
+    elif family == "ast":
+        hf.ASTFeatureExtractor(num_mel_bins=16, max_length=100).save_pretrained(folder)
+    else:
+        hf.Wav2Vec2FeatureExtractor(return_attention_mask=family == "wav2vec2-stable").save_pretrained(folder)
+    return folder
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -133,7 +175,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def get(family: str) -> Path:
         if family not in written:
             folder = tmp_path_factory.mktemp(family)
-            written[family] = write_text(folder, family) if family in TEXT else write_image(folder, family)
+            write = write_text if family in TEXT else write_audio if family in AUDIO else write_image
+            written[family] = write(folder, family)
         return written[family]
 
     return get

@@ -14,12 +14,24 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))
 
-from method_helpers import CLASSES, CLS, PAD, SEP, VOCABULARY, WIDTH, ImageBackbone, TinyBackbone, make_model
+from method_helpers import (
+    CLASSES,
+    CLS,
+    PAD,
+    RATE,
+    SEP,
+    VOCABULARY,
+    WIDTH,
+    ImageBackbone,
+    TinyBackbone,
+    make_model,
+)
 
 from headstart.catalog import entries
 from headstart.encoded import Encoded
 from headstart.hooks import Hooks
 from headstart.loop import Listener, Loop, Trained
+from headstart.modalities.audio import AudioModality
 from headstart.modalities.image import ImageModality
 from headstart.modalities.text import TextModality
 from headstart.model import Model
@@ -43,6 +55,7 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
 """Options with which a method shows its work in a run of a few steps; the others have working defaults."""
 
 ROWS = 24
+MODALITIES = {"text": TextModality, "image": ImageModality, "audio": AudioModality}
 
 
 class Tensors(Prepared):
@@ -61,7 +74,7 @@ class Tensors(Prepared):
 
 
 def make_rows(kind: str, seed: int = 0) -> Encoded:
-    """24 rows of three classes that show in their tokens or colours."""
+    """24 rows of three classes that show in their tokens, colours or tones."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(ROWS) % CLASSES
     if kind == "text":
@@ -71,6 +84,12 @@ def make_rows(kind: str, seed: int = 0) -> Encoded:
         edge = torch.ones(ROWS, 1, dtype=torch.int64)
         ids = torch.cat([CLS * edge, words, SEP * edge, PAD * edge], 1)
         inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long()}
+    elif kind == "audio":
+        lengths = 120 + 20 * torch.randint(0, 5, (ROWS,), generator=generator)
+        time = torch.arange(200) / RATE
+        tones = 0.1 * torch.sin(2 * torch.pi * (50 + 100 * labels[:, None]) * time)
+        wave = tones + 0.05 * torch.randn(ROWS, 200, generator=generator)
+        inputs = {"wave": wave * (torch.arange(200) < lengths[:, None]), "lengths": lengths}
     else:
         pixels = torch.rand(ROWS, 3, 8, 8, generator=generator) * 0.5
         pixels[torch.arange(ROWS), labels] += 0.4
@@ -99,7 +118,7 @@ def make_prunable(kind: str) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         blocks: list[nn.Module]
-        if kind == "text":
+        if kind != "image":
             blocks = [TupleBlock() for _ in range(3)]
         else:
             sizes = ((8, 8), (8, 12), (12, WIDTH))
@@ -133,7 +152,7 @@ class PatchBackbone(ImageBackbone):
 
 def make_attentive(kind: str) -> Model:
     """The tiny model with blocks of attention over tokens, of words or of patches."""
-    if kind == "text":
+    if kind != "image":
         return make_prunable(kind)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -153,7 +172,7 @@ class TinyBundle:
     def __post_init__(self) -> None:
         self.model = make_model(self.kind, seed=1)
         self.task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
-        self.modality = TextModality() if self.kind == "text" else ImageModality()
+        self.modality = MODALITIES[self.kind]()
 
 
 def is_for_several(names: Sequence[str | None]) -> bool:
@@ -191,7 +210,7 @@ def make_loop(
 ) -> Loop:
     """A loop with these methods in this order, over the model that they, or the method `like`, need."""
     make = next((make for name, make in MODELS.items() if name in (*names, like)), make_model)
-    modality = TextModality() if kind == "text" else ImageModality()
+    modality = MODALITIES[kind]()
     model, rows, held = make(kind), make_rows(kind), make_rows(kind, 1)
     task: Task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
     if is_for_several((*names, like)):

@@ -77,7 +77,7 @@ def test_each_option_stands_on_its_verbs_page(verb: str) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_spec_keys_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    sections = {name: type(getattr(Spec(), name)) for name in ("data", "task", "backbone", "training")}
+    sections = {name: type(getattr(Spec(), name)) for name in ("data", "task", "backbone", "training", "evaluation")}
     known = {f"{name}.{key}" for name, section in sections.items() for key in section.model_fields}
     named = re.findall(r"--set ([a-z_]+\.[a-z_]+)=", text)
     if page.name != "report.md":  # its keys are those of report.json

@@ -45,8 +45,8 @@ PLUG_INS = ("modalities", "tasks", "backbones", "methods")
 HEAVY = ("torch", "transformers", "pandas", "sklearn", "scipy", "pyarrow", "timm", "peft", "torchvision", "accelerate",
          "datasets", "matplotlib", "mlflow", "tensorboard", "PIL")  # fmt: skip
 
-OPTIONAL = ("pandas", "timm", "peft", "torchvision", "datasets", "matplotlib", "mlflow", "tensorboard",
-            "sentence_transformers", "cleanlab")  # fmt: skip
+OPTIONAL = ("pandas", "timm", "soundfile", "soxr", "peft", "torchvision", "datasets", "matplotlib", "mlflow",
+            "tensorboard", "sentence_transformers", "cleanlab")  # fmt: skip
 
 
 def sources() -> list[Path]:

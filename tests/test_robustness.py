@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent / "methods"))
 
-from method_helpers import ImageBackbone, TextBackbone
+from method_helpers import ImageBackbone, TextBackbone, make_model
 
 import headstart as hs
 from headstart import robustness, verbs
@@ -23,6 +23,7 @@ from headstart.attack import ascend, inside, shifted, within
 from headstart.cli import run
 from headstart.encoded import Encoded
 from headstart.errors import DataError, SpecError
+from headstart.modalities.audio import AudioModality
 from headstart.modalities.image import ImageModality
 from headstart.modalities.text import TextModality
 from headstart.model import Model
@@ -64,6 +65,11 @@ def linear(kind: str) -> tuple[Model, Encoded, Any, Any]:
     return model, Encoded(rows.prepared, labels, rows.weight, rows.origin), task, (
         TextModality() if kind == "text" else ImageModality()
     )  # fmt: skip
+
+
+def sounds() -> tuple[Model, Encoded, Any, Any]:
+    """The tiny network that hears waves, which it need not answer rightly."""
+    return make_model("audio"), make_rows("audio"), Classification.fit(["0", "1", "2"]), AudioModality()
 
 
 def margins(model: Model, rows: Encoded) -> Tensor:
@@ -135,9 +141,10 @@ def test_a_stronger_attack_never_looks_better_and_none_is_the_clean_figure(kind:
 
 
 def test_usual_radii() -> None:
-    for kind, radii in (("text", [0.075, 0.3]), ("image", [2 / 255, 8 / 255])):
-        model, rows, task, modality = linear(kind)
+    for kind, radii in (("text", [0.075, 0.3]), ("image", [2 / 255, 8 / 255]), ("audio", [0.0005, 0.002])):
+        model, rows, task, modality = sounds() if kind == "audio" else linear(kind)
         found = robustness.measure(model, task, modality, rows, most=4)
+        assert {entry["name"] for entry in found["corruptions"]} == {"text": set(), "image": set(robustness.PIXELS), "audio": {"noise"}}[kind]
         assert [record["radius"] for record in found["attacks"]] == pytest.approx(radii)
 
 

@@ -247,3 +247,29 @@ def test_wrong_company_is_refused_before_training(
         hs.fit(tickets["train"], tasks=both, **more)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"did you mean 'intent.accuracy'"):
         hs.fit(tasks=both, sets=["training.metric=intnet.accuracy"], **more)  # type: ignore[arg-type]
+
+
+def test_compare_says_what_each_task_gains_over_being_alone(
+    tickets: dict[str, Path], moods: dict[str, Path], tiny_bert: Path, tmp_path: Path
+) -> None:
+    spec = {
+        "tasks": tasks(tickets, moods),
+        "methods": ["pcgrad"],
+        "backbone": {"ref": f"file:{tiny_bert}"},
+        "training": {"epochs": 3, "learning_rate": 2e-3, "sampling": "uniform"},
+    }
+    found = hs.compare(spec=spec, against=["single"], out=tmp_path / "compare")
+    both, single = found.cells
+    assert both.arm == "recipe" and single.arm == "single" and single.rows == both.rows
+    assert [effect["against"] for effect in found.transfer] == ["single", "single (intent)", "single (mood)"]
+    assert found.transfer[0]["value"] == pytest.approx(both.value - single.value, abs=1e-6)
+    # Alone means alone: the same task without the others, by the same settings.
+    alone = Spec.make(spec).alone("intent").to_json()
+    report = hs.fit(spec={**alone, "methods": []}).report
+    gain = found.transfer[1]["value"]
+    together = hs.fit(spec=spec).report
+    assert gain == pytest.approx(together["tasks"]["intent"]["metrics"]["test"]["accuracy"]["value"] - report.value())  # type: ignore[index, union-attr]
+    again = hs.compare(spec=spec, against=["single"], out=tmp_path / "compare", resume=True)
+    assert [cell.seconds for cell in again.cells] == [cell.seconds for cell in found.cells]
+    with pytest.raises(SpecError, match="this spec has one task"):
+        hs.compare(spec=alone, against=["single"])

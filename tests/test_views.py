@@ -120,11 +120,11 @@ def test_pictures_are_flipped_and_cropped() -> None:
     last = [{"name": "augment", "options": {"flip": 0.1}}, {"name": "ema", "options": {}}]
     assert views.augmentation(Pictures(), last).flip == 0.1  # type: ignore[attr-defined]
 
-    class Audio(Pictures):
-        name = "audio"
+    class Video(Pictures):
+        name = "video"
 
-    with pytest.raises(MethodError, match="audio"):
-        views.averaged(model, task, Audio(), list("abcde"), [], 1.0, 2, 0)
+    with pytest.raises(MethodError, match="video"):
+        views.averaged(model, task, Video(), list("abcde"), [], 1.0, 2, 0)
 
 
 @pytest.mark.parametrize("count", [0, -1, 2.0, "8"])

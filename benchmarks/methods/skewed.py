@@ -1,9 +1,9 @@
 """Wrong labels and rare classes on real sets: plain fine-tuning and what is meant to help, trained on the same rows.
 
-`noise`: 40 % of the training labels are replaced by another one, drawn evenly. `tail`: the rows of the k-th of K classes
-fall as 50^(-k / (K - 1)). Validation rows are split off the training rows as `fit` does, so they are as wrong or as
-skewed, and choose the epoch; the test rows are clean. The head starts at random, as in the papers. Each fit appends one JSON line to `skewed.jsonl` beside this file; a run that was cut
-off goes on where it stopped.
+`noise`: 40 % of the training labels are replaced by another one, drawn evenly. `tail`: the rows of the k-th of K
+classes fall as 50^(-k / (K - 1)). Validation rows are split off the training rows as `fit` does, so they are as wrong
+or as skewed, and choose the epoch; the test rows are clean. The head starts at random, as in the papers. Each fit
+appends one JSON line to `skewed.jsonl` beside this file; a run that was cut off goes on where it stopped.
 
     python benchmarks/methods/skewed.py --seeds 5
     python benchmarks/methods/skewed.py --table

@@ -166,6 +166,7 @@ def fit(
     task: str | None = None,
     text: str | None = None,
     image: str | None = None,
+    audio: str | None = None,
     label: str | Sequence[str] | None = None,
     backbone: str | None = None,
     methods: Sequence[Method | MethodSpec | str] | None = None,
@@ -184,11 +185,11 @@ def fit(
 ) -> Bundle:
     """Labelled rows and a pretrained backbone in, a proven bundle out.
 
-    train: a file or folder, or the inputs themselves (texts; paths, PIL pictures or arrays) with `labels` beside them;
-    validation and test likewise (in memory: a pair of inputs and labels); unlabelled: inputs without labels for
-    methods that learn from them. tasks, in place of all these, is several tasks on one backbone: name -> `data` and
-    `task` as in a spec, with pairs of inputs and labels where files may stand. With no `methods` the recipe runs.
-    With `out` the bundle is saved there, and a run that was cut off goes on with `resume=True`.
+    train: a file or folder, or the inputs themselves (texts; paths, PIL pictures, arrays or sounds) with `labels`
+    beside them; validation and test likewise (in memory: a pair of inputs and labels); unlabelled: inputs without
+    labels for methods that learn from them. tasks, in place of all these, is several tasks on one backbone: name ->
+    `data` and `task` as in a spec, with pairs of inputs and labels where files may stand. With no `methods` the default
+    recipe runs. With `out` the bundle is saved there, and a run that was cut off goes on with `resume=True`.
 
     Raises BadInput (SpecError, DataError, BackboneError, MethodError, BundleError) before training, Interrupted on
     SIGINT with the state saved.
@@ -205,6 +206,7 @@ def fit(
         "data__unlabelled": str(unlabelled) if files and unlabelled is not None else None,
         "data__text": text,
         "data__image": image,
+        "data__audio": audio,
         "data__label": label,
         "task__name": task,
         "backbone__ref": backbone,

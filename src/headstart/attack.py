@@ -24,20 +24,27 @@ Miyato et al. use 5 on embeddings scaled to unit variance; the tables of BERT-li
 PICTURE_RADIUS = 0.5 / math.sqrt(3 * 32 * 32)
 """Root mean square change of a pixel value: the l2 radius of 0.5 that is customary for CIFAR pictures (3,32,32)."""
 
+AUDIO_RADIUS = 1e-3
+"""Root mean square change of a sample: 34 dB below speech of a usual level (0.05). Not tuned."""
+
+AUDIO_BOUND = 2e-3
+"""Largest change of one sample, of full scale 1. Not tuned."""
+
 PIXEL_BOUND = 8 / 255
 """Largest change of one pixel value: Madry et al. 2018, section 5, on CIFAR."""
 
 
-def usual_norm(*, continuous: bool) -> str:
-    """linf for pictures (Madry et al. 2018), l2 for token embeddings (Zhu et al. 2020)."""
-    return "linf" if continuous else "l2"
+def usual_norm(*, modality: str) -> str:
+    """linf for pictures (Madry et al. 2018) and sounds, l2 for token embeddings (Zhu et al. 2020)."""
+    return "l2" if modality == "text" else "linf"
 
 
-def usual_radius(change: Tensor, norm: str, *, continuous: bool) -> float:
+def usual_radius(change: Tensor, norm: str, *, modality: str) -> float:
     """The customary radius for this input, (N,...), and norm."""
-    if not continuous:
+    if modality == "text":
         return TEXT_RADIUS
-    return PICTURE_RADIUS * math.sqrt(change[0].numel()) if norm == "l2" else PIXEL_BOUND
+    mean, bound = (AUDIO_RADIUS, AUDIO_BOUND) if modality == "audio" else (PICTURE_RADIUS, PIXEL_BOUND)
+    return mean * math.sqrt(change[0].numel()) if norm == "l2" else bound
 
 
 def row_norms(change: Tensor, norm: str) -> Tensor:
@@ -62,7 +69,7 @@ def project(change: Tensor, eps: float, norm: str) -> Tensor:
 
 
 def within(change: Tensor, batch: Batch) -> Tensor:
-    """The change cut so that changed pixels stay in [0, 1]; token embeddings have no bounds."""
+    """The change cut so that changed pixels stay in [0, 1]; embeddings and waves have no bounds."""
     if "pixels" not in batch.inputs:
         return change
     pixels = batch.inputs["pixels"]
@@ -77,6 +84,8 @@ def shifted(batch: Batch, change: Tensor) -> Batch:
 
 def real(zeros: Tensor, batch: Batch) -> Tensor:
     """Ones shaped like the continuous input, with zeros at padding, whose change would have no effect."""
+    if "lengths" in batch.inputs:
+        return (torch.arange(zeros.shape[1], device=zeros.device)[None] < batch.inputs["lengths"][:, None]).to(zeros)
     mask = batch.inputs.get("attention_mask")
     return torch.ones_like(zeros) if mask is None else mask[..., None].to(zeros).expand_as(zeros)
 

@@ -3,7 +3,7 @@
     bundle.json             format, spec, task, backbone, lineage, fingerprint, hashes of the files below
     model.safetensors       weights, `backbone.*` and `head.*`
     probe.safetensors       the answers (n,K) that the stored probe inputs must give
-    probe/                  the probe inputs: texts.json, or pictures as PNG
+    probe/                  the probe inputs: texts.json, pictures as PNG, or sounds as WAV
     backbone/               the network's config and tokenizer
     report.json, report.html, README.md     the evidence (may be edited: not hashed)
 
@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -41,7 +40,6 @@ TOLERANCE = 1e-3
 """Largest difference of a probe's outputs, relative to their largest value: above float noise between machines."""
 
 PROBE_ROWS = 8
-PROBE_PIXELS = 256
 EVIDENCE = ("report.json", "report.html", "README.md")
 
 
@@ -49,7 +47,7 @@ EVIDENCE = ("report.json", "report.html", "README.md")
 class Bundle:
     """A finished model with its evidence.
 
-    record: what `bundle.json` holds beside the hashes. probe_inputs: texts, or PNG bytes. files: extra files by path.
+    record: what `bundle.json` holds beside the hashes. probe_inputs: texts, or bytes of PNG or WAV. files: more files.
     """
 
     model: Model
@@ -111,7 +109,7 @@ class Bundle:
         return Bundle(model, member.task, self.modality, record, self.probe_inputs, answers, self.methods, self.files)
 
     def outputs(self, inputs: Sequence[Any]) -> np.ndarray:
-        """Raw outputs, (rows,K) float32, of raw inputs (texts; picture paths, bytes, PIL pictures or arrays)."""
+        """Raw outputs, (rows,K) float32, of raw inputs (texts; paths, bytes or arrays of pictures and sounds)."""
         if len(inputs) == 0:
             return np.zeros((0, self.task.outputs), dtype=np.float32)
         return inference.outputs(self.model, Encoded.of(self.modality, self.model.backbone, inputs))
@@ -206,9 +204,10 @@ class Bundle:
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
         save_file({"outputs": torch.from_numpy(np.ascontiguousarray(self.probe_outputs))}, folder / "probe.safetensors")
         self.model.backbone.save_files(folder / "backbone")
-        if self.modality.continuous:
-            for number, picture in enumerate(self.probe_inputs):
-                (folder / "probe" / f"{number}.png").write_bytes(picture)
+        suffix = self.modality.probe_suffix
+        if suffix:
+            for number, content in enumerate(self.probe_inputs):
+                (folder / "probe" / f"{number}{suffix}").write_bytes(content)
         else:
             (folder / "probe" / "texts.json").write_text(json.dumps(self.probe_inputs, ensure_ascii=False), "utf-8")
         for name, content in self.files.items():
@@ -224,20 +223,9 @@ def lineage(parent: str | None, name: str) -> dict[str, Any]:
 
 
 def make_probe(inputs: Sequence[Any], modality: Modality) -> list[Any]:
-    """Up to `PROBE_ROWS` raw inputs in the form that a bundle stores: texts as they are, pictures as small PNGs."""
+    """Up to `PROBE_ROWS` raw inputs in the form that a bundle stores (`Modality.probe`)."""
     chosen = [inputs[int(i)] for i in np.linspace(0, len(inputs) - 1, min(PROBE_ROWS, len(inputs))).astype(int)]
-    if not modality.continuous:
-        return [str(text) for text in chosen]
-    from headstart.modalities.image import open_image
-
-    found = []
-    for value in chosen:
-        picture = open_image(value)
-        picture.thumbnail((PROBE_PIXELS, PROBE_PIXELS))
-        buffer = io.BytesIO()
-        picture.save(buffer, "PNG")
-        found.append(buffer.getvalue())
-    return found
+    return [modality.probe(value) for value in chosen]
 
 
 def load(folder: str | Path, *, report: bool = True) -> Bundle:
@@ -313,8 +301,10 @@ def _assemble(folder: Path, record: dict[str, Any]) -> Bundle:
         if name.split("/")[0] not in ("model.safetensors", "probe.safetensors", "probe", "backbone")
     }
     inputs: list[Any]
-    if modality.continuous:
-        inputs = [(folder / "probe" / f"{number}.png").read_bytes() for number in range(len(expected))]
+    if modality.probe_suffix:
+        inputs = [
+            (folder / "probe" / f"{number}{modality.probe_suffix}").read_bytes() for number in range(len(expected))
+        ]
     else:
         inputs = json.loads((folder / "probe" / "texts.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in record.items() if key not in ("files", "format")}

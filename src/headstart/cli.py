@@ -24,7 +24,9 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="the last line of standard output is one JSON object or list")]
-Train = Annotated[str | None, typer.Argument(help="csv, tsv, jsonl, parquet, Arrow data set, or folder of images")]
+Train = Annotated[
+    str | None, typer.Argument(help="csv, tsv, jsonl, parquet, Arrow data set, or folder of images or sounds")
+]
 Test = Annotated[str | None, typer.Option(help="labelled rows to report on")]
 Validation = Annotated[str | None, typer.Option(help="labelled rows to choose on; split off when left out")]
 Task = Annotated[str | None, typer.Option(help="classification, multilabel or regression; inferred when left out")]
@@ -32,6 +34,7 @@ OneTask = Annotated[str | None, typer.Option("--task", help="of a model with sev
 Unlabelled = Annotated[str | None, typer.Option(help="rows without labels, for methods that learn from them")]
 Text = Annotated[str | None, typer.Option(help="the text column")]
 Image = Annotated[str | None, typer.Option(help="the image column")]
+Audio = Annotated[str | None, typer.Option(help="the column of sounds")]
 Label = Annotated[list[str] | None, typer.Option(help="the label column; repeat it for several targets")]
 Backbone = Annotated[str | None, typer.Option(help="hf:..., timm:..., file:... or pkg:...; see 'headstart backbones'")]
 Methods = Annotated[list[str] | None, typer.Option("--method", help="name[:key=value,...]; repeat to combine")]
@@ -65,6 +68,7 @@ def fit(
     task: Task = None,
     text: Text = None,
     image: Image = None,
+    audio: Audio = None,
     label: Label = None,
     backbone: Backbone = None,
     method: Methods = None,
@@ -96,10 +100,9 @@ def fit(
         asked = _asked(
             {
                 "data__validation": validation, "data__test": test, "data__unlabelled": unlabelled,
-                "data__text": text, "data__image": image,
-                "label": label, "task__name": task, "backbone__ref": backbone, "training__epochs": epochs,
-                "training__batch_size": batch_size, "training__learning_rate": learning_rate,
-                "training__time_limit": time_limit, "training__seed": seed,
+                "data__text": text, "data__image": image, "data__audio": audio, "label": label, "task__name": task,
+                "backbone__ref": backbone, "training__epochs": epochs, "training__batch_size": batch_size,
+                "training__learning_rate": learning_rate, "training__time_limit": time_limit, "training__seed": seed,
             }
         )  # fmt: skip
         made = adapt.prepare(adapt.make_spec(train, spec=spec, methods=method, sets=sets, **asked)).plan()
@@ -111,7 +114,7 @@ def fit(
     try:
         model = adapt.fit(
             train, validation=validation, test=test, unlabelled=unlabelled, task=task, text=text, image=image,
-            label=single, backbone=backbone, methods=method, epochs=epochs, batch_size=batch_size,
+            audio=audio, label=single, backbone=backbone, methods=method, epochs=epochs, batch_size=batch_size,
             learning_rate=learning_rate, time_limit=time_limit, seed=seed, out=folder, spec=spec, sets=sets,
             resume=resume, overwrite=overwrite, track=track, listen=terminal,
         )  # fmt: skip
@@ -198,6 +201,7 @@ def compare(
     task: Task = None,
     text: Text = None,
     image: Image = None,
+    audio: Audio = None,
     label: Label = None,
     backbone: Backbone = None,
     method: Methods = None,
@@ -226,9 +230,9 @@ def compare(
     asked = _asked(
         {
             "data__validation": validation, "data__test": test, "data__unlabelled": unlabelled,
-            "data__text": text, "data__image": image,
-            "label": label, "task__name": task, "backbone__ref": backbone, "training__epochs": epochs,
-            "training__batch_size": batch_size, "training__learning_rate": learning_rate, "training__seed": seed,
+            "data__text": text, "data__image": image, "data__audio": audio, "label": label, "task__name": task,
+            "backbone__ref": backbone, "training__epochs": epochs, "training__batch_size": batch_size,
+            "training__learning_rate": learning_rate, "training__seed": seed,
         }
     )  # fmt: skip
     found = comparison.compare(

@@ -35,7 +35,7 @@ HOOKS = (
     "finish",
 )
 
-LEARNING_RATE = {"text": 1e-4, "image": 3e-4}
+LEARNING_RATE = {"text": 1e-4, "image": 3e-4, "audio": 1e-4}
 """For the whole backbone, by modality: starting points that were not tuned."""
 
 

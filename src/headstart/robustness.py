@@ -1,8 +1,8 @@
 """How a finished model answers when its rows are attacked or spoiled.
 
-An attack moves the continuous input of each row, token embeddings or pixels, within a small ball (`attack.ascend`); of
-all points that it tries the worst counts, and points of a smaller ball count for the larger ones too, so a larger
-radius never looks better. Spoiled rows are those that happen by themselves: noise, blur, brightness, typing errors.
+An attack moves the continuous input of each row, token embeddings, pixels or a wave, within a small ball
+(`attack.ascend`); of all points that it tries the worst counts, and points of a smaller ball count for the larger ones
+too, so a larger radius never looks better. Spoiled rows are those that happen by themselves: noise, blur, brightness, typing errors.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def measure(
     """The task's metric on clean, attacked and spoiled rows, with intervals, as plain JSON.
 
     rows: with targets; a seeded sample of at most `most` is used. inputs: the raw texts of the rows, to misspell them;
-    without them texts are not spoiled. radii: of the balls, l2 for texts and linf for pictures; a quarter of the usual
+    without them texts are not spoiled. radii: of the balls, l2 for texts and linf for pictures and sounds; a quarter of the usual
     radius and the whole when left out.
 
     Keys: `metric`, `rows`, `norm`, `steps`, `clean`, `attacks` (one record a radius) and `corruptions` (one a name),
@@ -65,9 +65,9 @@ def measure(
         index = np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))
     sample = _part(rows, index)
     targets = rows.targets[torch.from_numpy(index)].numpy()
-    norm = usual_norm(continuous=modality.continuous)
+    norm = usual_norm(modality=modality.name)
     if radii is None:
-        whole = usual_radius(torch.zeros(1, 1), norm, continuous=modality.continuous)
+        whole = usual_radius(torch.zeros(1, 1), norm, modality=modality.name)
         radii = (whole / 4, whole)
 
     def record(outputs: np.ndarray) -> dict[str, float | None]:
@@ -171,9 +171,9 @@ def _spoiled(
     model: Model, modality: Modality, rows: Encoded, inputs: Sequence[Any] | None, index: np.ndarray, seed: int
 ) -> Mapping[str, np.ndarray]:
     """Outputs (rows,K) by the name of what was done to the rows."""
-    if modality.continuous:
+    if modality.name in SPOILED:
         found = {}
-        for name, spoil in PIXELS.items():
+        for name, spoil in SPOILED[modality.name].items():
             change = _repeated(spoil, name, seed)
             found[name] = inference.outputs(model, _part(rows, np.arange(len(rows)), change), batch_size=BATCH)
         return found
@@ -188,6 +188,8 @@ def _repeated(spoil: Callable[[Tensor, torch.Generator], Tensor], name: str, see
 
     def change(inputs: dict[str, Tensor], rows: Sequence[int]) -> dict[str, Tensor]:
         generator = torch.Generator().manual_seed(seed_of(seed, name, *rows))
+        if "wave" in inputs:
+            return {**inputs, "wave": spoil(inputs["wave"], generator)}
         return {**inputs, "pixels": spoil(inputs["pixels"], generator).clamp(0, 1)}
 
     return change
@@ -211,6 +213,19 @@ PIXELS: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
     "blur": _blurred,
     "brightness": _brighter,
 }
+
+
+def _hissing(wave: Tensor, generator: torch.Generator) -> Tensor:
+    """White noise 20 dB below the row, whose filling with silence makes the noise no louder than that."""
+    loudness = wave.square().mean(1, keepdim=True).sqrt()
+    return wave + 0.1 * loudness * torch.randn(wave.shape, generator=generator)
+
+
+SPOILED: Mapping[str, Mapping[str, Callable[[Tensor, torch.Generator], Tensor]]] = {
+    "image": PIXELS,
+    "audio": {"noise": _hissing},
+}
+"""What is done to the rows of a modality, by name."""
 
 
 def misspelt(text: str, generator: np.random.Generator) -> str:

@@ -29,12 +29,15 @@ class _Section(BaseModel):
 class DataSpec(_Section):
     """Where the rows are and what their columns mean. Columns left out are inferred, and the inference is said."""
 
-    train: str | None = Field(None, description="csv, tsv, jsonl, parquet, saved Arrow data set, or folder of images")
+    train: str | None = Field(
+        None, description="csv, tsv, jsonl, parquet, saved Arrow data set, or folder of images or sounds"
+    )
     validation: str | None = Field(None, description="rows to choose on; split off the training rows when left out")
     test: str | None = Field(None, description="rows to report on; the report says so when there are none")
     unlabelled: str | None = Field(None, description="rows without labels, for methods that learn from them")
     text: str | None = Field(None, description="the text column")
     image: str | None = Field(None, description="the column of image paths or bytes")
+    audio: str | None = Field(None, description="the column of paths or bytes of sounds")
     label: str | tuple[str, ...] | None = Field(None, description="the label column, or several for many targets")
     split: Literal["stratified", "random", "group", "time"] = "stratified"
     group: str | None = Field(None, description="rows that share this column's value stay on one side of a split")
@@ -91,6 +94,7 @@ class BackboneSpec(_Section):
     )
     max_length: int | None = Field(None, ge=4, description="tokens kept of a text")
     image_size: int | None = Field(None, ge=16, description="height and width in pixels")
+    max_seconds: float | None = Field(None, gt=0, description="seconds kept of a sound")
     layers: Annotated[int, Field(ge=1)] | tuple[int, ...] | None = Field(
         None, description="keep this many blocks, evenly spaced, or those of a list such as [0, 2, 5]"
     )

@@ -5,6 +5,7 @@ Shape legend, used in every docstring of the project:
     N   rows in a batch                 T   tokens of the longest row in the batch
     D   width of the pooled features    V   width of a token embedding
     K   width of the head's output      C, H, W   channels, height, width of a picture
+    S   samples of the longest sound in the batch
 """
 
 from __future__ import annotations
@@ -40,13 +41,16 @@ class Batch:
 
     inputs: what the modality collated. Text: `input_ids` (N,T) int64, `attention_mask` (N,T) int64 (and
         `token_type_ids` where the tokenizer makes them). Image: `pixels` (N,C,H,W) float32 in [0, 1], not yet
-        normalised (the backbone does that).
+        normalised (the backbone does that). Audio: `wave` (N,S) float32 in about [-1, 1], zero beyond a row's own
+        samples, and `lengths` (N,) int64, how many those are; optionally `hidden_frames` (N,F) and `hidden_bands`
+        (N,M) bool, which frames and bands of the spectrogram the backbone is to hide.
     labels: the task's targets: (N,) int64 for classes, (N,K) float32 for mixed classes, several labels or
         regression; None when rows are unlabelled.
     weight: (N,) float32, what each row counts in the loss.
     origin: (N,) int64, which domain, task or memory a row came from (0 unless something says otherwise).
     row: (N,) int64, the row's index in its split, -1 for a row that stands in none.
-    shift: added to the continuous input before the network sees it: token embeddings (N,T,V) or pixels (N,C,H,W).
+    shift: added to the continuous input before the network sees it: token embeddings (N,T,V), pixels (N,C,H,W)
+        or a wave (N,S).
     mix: rows to be mixed in the network, at a block or after pooling.
     """
 

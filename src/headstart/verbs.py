@@ -59,7 +59,7 @@ def _model(bundle: Bundle | str | Path, task: str | None) -> Bundle:
 
 
 def _unlabelled(model: Bundle, path: str | Path) -> data.Part:
-    """The rows of a file, by the model's input column; tasks may call it differently, the first that is there counts."""
+    """The rows of a file, by the model's input column; tasks may differ in it, and the first there is counts."""
     each = [_columns(model.only(name)) for name in model.tasks] or [_columns(model)]
     spellings = list({columns.input: columns for columns in each}.values())
     for columns in spellings[:-1]:

@@ -18,6 +18,7 @@ from headstart.values import Batch
 
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {
     "image": {"flip": 0.5, "crop": 0.8},
+    "audio": {"bands": 0, "gaps": 0, "share": 1.0},
     "text": {"drop": 0.1, "delete": 0, "swap": 0, "insert": 0, "synonym": 0, "share": 1.0},
 }
 """Options of `augment` by modality, for models that were trained without it: what keeps nearly every label."""

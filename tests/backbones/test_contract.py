@@ -1,4 +1,4 @@
-"""Laws that hold for every backbone: Hugging Face text and vision families, timm networks."""
+"""Laws that hold for every backbone: Hugging Face text, vision and audio families, timm networks."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from headstart.values import Batch
 TEXT = ("bert", "roberta", "distilbert", "mpnet", "deberta", "deberta-v2", "deberta-v2-conv", "modernbert")
 TEXT += ("electra", "albert")
 IMAGE = ("vit", "deit", "dinov2", "beit", "swin", "convnext", "resnet")
+AUDIO = ("whisper", "wav2vec2", "wav2vec2-stable", "hubert", "wavlm", "ast")
 TIMM = ("timm:resnet18", "timm:tf_efficientnet_lite0", "timm:vit_tiny_patch16_224")
 TIMM += ("timm:swin_tiny_patch4_window7_224", "timm:convnext_atto", "timm:densenet121", "timm:mobilenetv3_small_050")
 TIMM_SIZE = {"timm:vit_tiny_patch16_224": 32, "timm:swin_tiny_patch4_window7_224": 64}
@@ -30,7 +31,7 @@ BLOCKS |= {"timm:resnet18": 4, "timm:tf_efficientnet_lite0": 7, "timm:vit_tiny_p
 BLOCKS |= {"timm:swin_tiny_patch4_window7_224": 4, "timm:convnext_atto": 4}
 WIDTH = {"swin": 32, "convnext": 16, "resnet": 16}
 WIDTH |= {"timm:resnet18": 512, "timm:tf_efficientnet_lite0": 1280, "timm:vit_tiny_patch16_224": 192}
-EVERY = (*TEXT, *IMAGE, *TIMM)
+EVERY = (*TEXT, *IMAGE, *AUDIO, *TIMM)
 
 
 def batch_of(inputs: dict[str, Tensor]) -> Batch:
@@ -51,10 +52,19 @@ def pictures(size: int) -> Batch:
     return batch_of({"pixels": torch.rand(3, 3, size, size, generator=torch.Generator().manual_seed(1))})
 
 
+def sounds() -> Batch:
+    """Rows of 8000, 5010 and 9650 samples, padded with zeros."""
+    lengths = torch.tensor([8000, 5010, 9650])
+    wave = 0.1 * torch.randn(3, 9650, generator=torch.Generator().manual_seed(1))
+    return batch_of({"wave": wave * (torch.arange(9650) < lengths[:, None]), "lengths": lengths})
+
+
 def spec_of(name: str, hub: Callable[[str], Path], **more: Any) -> tuple[BackboneSpec, str]:
     if name.startswith("timm:"):
         return BackboneSpec(ref=name, pretrained=False, image_size=TIMM_SIZE.get(name, 64), **more), "image"
-    return BackboneSpec(ref=f"file:{hub(name)}", **more), "text" if name in TEXT else "image"
+    return BackboneSpec(
+        ref=f"file:{hub(name)}", **more
+    ), "text" if name in TEXT else "audio" if name in AUDIO else "image"
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +81,9 @@ def loaded(hub: Callable[[str], Path]) -> Callable[[str], Backbone]:
 
 
 def example(backbone: Backbone) -> Batch:
-    return texts() if backbone.modality == "text" else pictures(backbone.preprocessing["image_size"])
+    if backbone.modality == "image":
+        return pictures(backbone.preprocessing["image_size"])
+    return texts() if backbone.modality == "text" else sounds()
 
 
 def parameters_of(parts: Any) -> list[nn.Parameter]:
@@ -167,6 +179,22 @@ def test_padding_changes_nothing(name: str, loaded: Callable[[str], Backbone]) -
         torch.testing.assert_close(backbone(alone).pooled[0], together[row], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("name", AUDIO)
+def test_the_sounds_beside_a_row_change_nothing(name: str, loaded: Callable[[str], Backbone]) -> None:
+    backbone, batch = loaded(name), sounds()
+    together = backbone(batch)
+    assert together.tokens is not None and together.mask is not None
+    for row, length in enumerate(batch.inputs["lengths"].tolist()):
+        inputs = {"wave": batch.inputs["wave"][row : row + 1, :length], "lengths": torch.tensor([length])}
+        alone = backbone(batch_of(inputs))
+        assert alone.mask is not None
+        assert int(alone.mask.sum()) == int(together.mask[row].sum())
+        torch.testing.assert_close(alone.pooled[0], together.pooled[row], atol=2e-5, rtol=0)
+    noisy = batch.inputs["wave"] + (batch.inputs["wave"] == 0) * 0.3
+    beyond = backbone(batch.replace(inputs={**batch.inputs, "wave": noisy}))
+    torch.testing.assert_close(beyond.pooled, together.pooled, atol=0, rtol=0)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_shift_is_added_to_the_input(name: str, loaded: Callable[[str], Backbone]) -> None:
     backbone = loaded(name)
@@ -212,7 +240,7 @@ def test_rebuilding_gives_the_same_features(name: str, loaded: Callable[[str], B
     assert not any(path.suffix in (".safetensors", ".bin") for path in tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("name", ("bert", "roberta", "dinov2", "swin", "timm:resnet18"))
+@pytest.mark.parametrize("name", ("bert", "roberta", "dinov2", "swin", "whisper", "wavlm", "ast", "timm:resnet18"))
 def test_random_weights_depend_on_the_seed_alone(name: str, hub: Callable[[str], Path]) -> None:
     spec, modality = spec_of(name, hub)
     spec = spec.model_copy(update={"pretrained": False})
@@ -227,7 +255,7 @@ def test_random_weights_depend_on_the_seed_alone(name: str, hub: Callable[[str],
     assert first.source["pretrained"] is False
 
 
-@pytest.mark.parametrize("name", ("bert", "vit", "resnet"))
+@pytest.mark.parametrize("name", ("bert", "vit", "resnet", "whisper", "wavlm", "ast"))
 def test_pretrained_weights_are_those_of_the_file(name: str, hub: Callable[[str], Path]) -> None:
     from safetensors.torch import load_file
 
@@ -302,7 +330,7 @@ def test_parts_follow_layers_that_are_replaced(hub: Callable[[str], Path]) -> No
     assert torch.equal(backbone(texts().replace(shift=backbone.zero_shift(texts()))).pooled, backbone(texts()).pooled)
 
 
-@pytest.mark.parametrize("name", ("bert", "vit", "timm:resnet18"))
+@pytest.mark.parametrize("name", ("bert", "vit", "whisper", "hubert", "timm:resnet18"))
 def test_copies_stand_alone(name: str, loaded: Callable[[str], Backbone]) -> None:
     """Averaging of weights works on a copy; changing it leaves the original as it was."""
     backbone = loaded(name)

@@ -109,7 +109,7 @@ FILES: dict[str, tuple[str, bytes, tuple[str, ...]]] = {
     "only numbers": (
         "train.csv",
         b"a,b\n1,2\n3,4\n",
-        ("no column of texts or pictures", "(columns: a, b)", "--text COLUMN"),
+        ("no column of texts, pictures or sounds", "(columns: a, b)", "--text COLUMN"),
     ),
     "no label": (
         "train.csv",
@@ -369,7 +369,7 @@ def test_large_pictures_cut_short(tmp_path: Path) -> None:
         whole = (tmp_path / name).read_bytes()
         assert len(whole) > 90_000
         assert look(name, tmp_path).problem is None
-        assert look(whole, tmp_path).pixels == 90_000
+        assert look(whole, tmp_path).size == 90_000
         assert look(whole[:-30_000], tmp_path).problem == BROKEN
 
 

@@ -1,4 +1,4 @@
-"""Two tiny backbones, a task and contexts, made here so that methods are tested without any other room."""
+"""Three tiny backbones, a task and contexts, made here so that methods are tested without any other room."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from headstart.values import Batch, Features, Progress
 
 VOCABULARY, WIDTH, CLASSES = 40, 16, 3
 PAD, CLS, SEP, MASK, UNK = range(5)
+RATE, FRAME = 1000, 20
 
 
 class Tokenizer:
@@ -55,6 +56,14 @@ class TextNetwork(nn.Module):
 
     def get_input_embeddings(self) -> nn.Embedding:
         return self.embedding
+
+
+class AudioNetwork(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(FRAME, WIDTH)
+        self.layers = nn.ModuleList(TextBlock() for _ in range(3))
+        self.top = nn.LayerNorm(WIDTH)
 
 
 class ImageBlock(nn.Module):
@@ -145,6 +154,31 @@ class ImageBackbone(TinyBackbone):
         return torch.zeros_like(batch.inputs["pixels"])
 
 
+class AudioBackbone(TinyBackbone):
+    """Frames of 20 samples that do not overlap."""
+
+    def __init__(self) -> None:
+        super().__init__(AudioNetwork(), "audio")
+        self.preprocessing = {"sample_rate": RATE, "max_seconds": 0.4, "mel_bands": None, "hop": None}
+
+    def features(self, batch: Batch) -> Features:
+        wave, lengths = batch.inputs["wave"], batch.inputs["lengths"]
+        if batch.shift is not None:
+            wave = wave + batch.shift
+        wave = wave * (torch.arange(wave.shape[1]) < lengths[:, None])
+        frames = F.pad(wave, (0, -wave.shape[1] % FRAME)).unflatten(1, (-1, FRAME))
+        mask = (torch.arange(frames.shape[1]) * FRAME < lengths[:, None]).long()
+        x = self.network.first(frames)
+        for layer in self.network.layers:
+            x = layer(x * mask[..., None])[0]
+        x = self.network.top(x)
+        share = mask[..., None].to(x.dtype)
+        return Features((x * share).sum(1) / share.sum(1), x, mask)
+
+    def zero_shift(self, batch: Batch) -> Tensor:
+        return torch.zeros_like(batch.inputs["wave"])
+
+
 class TinyModality(Modality):
     name = "text"
     continuous = False
@@ -159,6 +193,14 @@ class TinyModality(Modality):
 class ImageModality(TinyModality):
     name = "image"
     continuous = True
+
+
+class AudioModality(TinyModality):
+    name = "audio"
+    continuous = True
+
+
+MODALITIES = {"text": TinyModality, "image": ImageModality, "audio": AudioModality}
 
 
 class TinyTask(Task):
@@ -201,7 +243,7 @@ class TinyTask(Task):
 def make_model(kind: str = "text", seed: int = 0) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = TextBackbone() if kind == "text" else ImageBackbone()
+        backbone = {"text": TextBackbone, "image": ImageBackbone, "audio": AudioBackbone}[kind]()
         return Model(backbone, nn.Linear(WIDTH, CLASSES))
 
 
@@ -216,6 +258,10 @@ def make_batch(kind: str = "text", rows: int = 6, seed: int = 0) -> Batch:
             end = 4 + row % 5
             ids[row, end], ids[row, end + 1 :], mask[row, end + 1 :] = SEP, PAD, 0
         inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": mask.clone()}
+    elif kind == "audio":
+        lengths = 100 + 20 * (torch.arange(rows) % 6) + torch.arange(rows) % 7
+        wave = 0.1 * torch.randn(rows, int(lengths.max()), generator=g)
+        inputs = {"wave": wave * (torch.arange(wave.shape[1]) < lengths[:, None]), "lengths": lengths}
     else:
         inputs = {"pixels": torch.rand(rows, 3, 8, 8, generator=g)}
     return Batch(
@@ -230,7 +276,7 @@ def make_batch(kind: str = "text", rows: int = 6, seed: int = 0) -> Batch:
 def make_context(kind: str = "text", seed: int = 0, **changes: Any) -> Context:
     settings: dict[str, Any] = {
         "task": TinyTask(),
-        "modality": TinyModality() if kind == "text" else ImageModality(),
+        "modality": MODALITIES[kind](),
         "progress": Progress(0, 10, 0, 5),
         "generator": torch.Generator().manual_seed(seed),
         "start": {},

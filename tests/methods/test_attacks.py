@@ -10,8 +10,9 @@ import torch
 from method_helpers import TextBackbone, loss_of, make_batch, make_context, make_model
 from torch import Tensor, nn
 
-from headstart.attack import project
+from headstart.attack import inside, project, within
 from headstart.errors import MethodError
+from headstart.methods._attack import radius
 from headstart.methods.fgm import FGM
 from headstart.methods.pgd import PGD
 from headstart.model import Model
@@ -139,6 +140,18 @@ def test_pgd_defaults_by_kind() -> None:
     close(run(PGD(random=False), model, batch)[0], expected)
     with pytest.raises(MethodError, match="give pgd:eps"):
         PGD(norm="linf").adapt(make_model(), make_context())
+
+
+def test_radii_of_sounds() -> None:
+    """A root mean square of 0.001 for the whole row, and 0.002 for one sample."""
+    ctx, change = make_context("audio"), torch.zeros(2, 400)
+    assert radius(None, change, ctx, "l2") == pytest.approx(0.001 * 20)
+    assert radius(None, change, ctx, "linf") == 0.002
+    batch = make_batch("audio")
+    assert torch.equal(within(torch.full((6, 5), 3.0), batch), torch.full((6, 5), 3.0))
+    start = inside(torch.zeros_like(batch.inputs["wave"]), 0.5, "l2", batch, torch.Generator().manual_seed(0))
+    beyond = torch.arange(start.shape[1]) >= batch.inputs["lengths"][:, None]
+    assert not bool(start[beyond].any()) and bool((start.norm(dim=1) <= 0.5).all()) and bool(start.any(1).all())
 
 
 def test_pgd_without_clean_rows_is_madrys_objective() -> None:

@@ -199,11 +199,11 @@ def test_what_does_not_fit_the_run_is_refused() -> None:
     with pytest.raises(MethodError, match="adapt"):
         Augment().transform(make_batch(), make_context())
 
-    class Audio(TinyModality):
-        name = "audio"
+    class Video(TinyModality):
+        name = "video"
 
-    with pytest.raises(MethodError, match="audio"):
-        Augment().adapt(make_model(), make_context(modality=Audio()))
+    with pytest.raises(MethodError, match="video"):
+        Augment().adapt(make_model(), make_context(modality=Video()))
     assert not Augment().remains()
 
 

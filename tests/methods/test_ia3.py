@@ -41,6 +41,7 @@ def test_keys_values_and_inner_activations_are_scaled_and_nothing_else_learns() 
     method.adapt(model, make_context())
     assert torch.equal(outputs(model, batch), before), "the scales start at one"
     (group,) = method.groups(model, make_context())
+    assert group.lr_scale == method.speed == 20
     found = scales(model)
     assert set(found) == {
         f"encoder.layer.{i}.{name}"
@@ -188,6 +189,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         IA3().adapt(make_model(), make_context())
     with pytest.raises(MethodError, match=r"ia3:init.*and ia3:targets"):
         IA3(init="somewhere", targets=["key"])
+    with pytest.raises(MethodError, match="ia3:speed"):
+        IA3(speed=0)
     with pytest.raises(MethodError, match="ia3:feedforward"):
         IA3(feedforward=[])
     with pytest.raises(MethodError, match="not merged"):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from method_helpers import CLASSES, make_batch, make_context, make_model
 
 from headstart.errors import MethodError
+from headstart.methods._mixing import draw
 from headstart.methods.cutmix import CutMix
 from headstart.methods.mixup import Mixup
 
@@ -134,6 +135,20 @@ def test_both_compose_in_order() -> None:
 
 def test_what_they_require() -> None:
     assert set(Mixup().requires()) == {"task.mix"}
-    assert set(CutMix().requires()) == {"task.mix", "modality.continuous"}
+    assert set(CutMix().requires()) == {"task.mix", "modality.image"}
     with pytest.raises(MethodError, match="pictures"):
         CutMix().transform(make_batch(), make_context())
+
+
+def test_mixed_sounds_are_as_long_as_the_longer_one() -> None:
+    batch = make_batch("audio")
+    found = Mixup(alpha=1.0, probability=0.5).transform(batch, make_context("audio", 1))
+    partner, share = draw(batch, make_context("audio", 1), 1.0, 0.5)
+    assert 0 < int((share == 1).sum()) < 6
+    wave, lengths = batch.inputs["wave"], batch.inputs["lengths"]
+    for row in range(6):
+        s, j = share[row], int(partner[row])
+        torch.testing.assert_close(found.inputs["wave"][row], s * wave[row] + (1 - s) * wave[j])
+        longer = max(int(lengths[row]), int(lengths[j])) if s < 1 else int(lengths[row])
+        assert int(found.inputs["lengths"][row]) == longer
+    assert found.mix is None

@@ -88,6 +88,18 @@ def test_only_the_prompt_learns(deep: bool) -> None:
 PICTURES = ("vit", "deit", "dinov2", "beit", "swin", "convnext")
 
 
+def test_the_prompt_learns_faster_than_the_head() -> None:
+    model, method = bert_model(), Prompt(speed=7)
+    method.adapt(model, make_context())
+    assert [group.lr_scale for group in method.groups(model, make_context())] == [7]
+
+
+def test_bad_options_are_refused() -> None:
+    for options in ({"length": 0}, {"deep": 1}, {"speed": 0}):
+        with pytest.raises(MethodError, match=f"prompt:{next(iter(options))}"):
+            Prompt(**options)  # type: ignore[arg-type]
+
+
 def load(hub: Callable[[str], Path], family: str) -> Model:
     backbone = backbones.load(BackboneSpec(ref=f"file:{hub(family)}"), "image" if family in PICTURES else "text")
     return Model(backbone, nn.Linear(backbone.width, 3))

@@ -26,18 +26,24 @@ __all__ = ["DEFAULTS", "SOURCES", "known", "load", "rebuild"]
 
 
 def load(spec: BackboneSpec, modality: str, *, seed: int = 0) -> Backbone:
-    """The network that a spec names, for rows of a modality ('text' or 'image'), with its weights, in evaluation mode.
+    """The network that a spec names, for rows of a modality ('text', 'image' or 'audio'), with its weights.
 
-    Without `spec.ref` it is the modality's default, from the `starter` extra. With `spec.pretrained = False` it is the
-    same architecture with random weights drawn from `seed`. The global random state is left as it was.
+    It is in evaluation mode. Without `spec.ref` it is the modality's default, from the `starter` extra.
+    With `spec.pretrained = False` it is the same architecture with random weights drawn from `seed`. The global random
+    state is left as it was.
 
     Where the hub cannot be reached, an installed package of the same weights stands in, and `source` says so.
 
     Raises MissingExtra when a library or the starter is not installed (with the pip command), and BackboneError when
     the reference cannot be found, fetched, read, trusted, or does not read this modality.
     """
-    if modality not in DEFAULTS:
-        raise BackboneError(f"expected rows of {' or '.join(sorted(DEFAULTS))} for a backbone, received '{modality}'")
+    if modality not in (*DEFAULTS, "audio"):
+        raise BackboneError(f"expected rows of audio, image or text for a backbone, received '{modality}'")
+    if spec.ref is None and modality not in DEFAULTS:
+        raise BackboneError(
+            f"no package of weights is the default for {modality}: name a backbone, such as "
+            f"--backbone hf:openai/whisper-tiny or --backbone file:FOLDER"
+        )
     ref = spec.ref or DEFAULTS[modality]
     prefix, colon, rest = ref.partition(":")
     if not colon or prefix not in SOURCES or not rest:

@@ -1,4 +1,4 @@
-"""Builds Hugging Face networks from a folder in hub layout: config, weights, tokenizer or picture settings."""
+"""Builds Hugging Face networks from a folder in hub layout: config, weights, and the settings of their inputs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.backbones import _files, _hf_image, _hf_text, _layers, _sentence
+from headstart.backbones import _files, _hf_audio, _hf_image, _hf_text, _layers, _sentence
 from headstart.backbones._structure import NetworkBackbone, digest, largest_list, listed, model_license
 from headstart.errors import BackboneError
 from headstart.spec import BackboneSpec
@@ -36,7 +36,7 @@ def load_folder(
     config = read_config(setup.network, spec.trust_remote_code)
     _check(config, ref)
     pooler = modality == "image" and spec.pooling is None and _keeps_pooler(config, spec.trust_remote_code)
-    backbone: _hf_text.TextBackbone | _hf_image.HFImageBackbone
+    backbone: NetworkBackbone
     with torch.random.fork_rng(devices=[]), _files.silence():
         torch.manual_seed(seed)
         missing: set[str] = set()
@@ -45,12 +45,17 @@ def load_folder(
             network, missing = _load(setup.network, config, spec, pooler, ref)
         else:
             network = make(config, pooler, spec.trust_remote_code)
+        if _hf_audio.encodes(config):
+            missing = {name.removeprefix("encoder.") for name in missing if name.startswith("encoder.")}
+            network = _hf_audio.encoder(network)
         _check_reads(network, modality, ref)
         kept = None
         if spec.layers is not None:
             kept = _layers.cut_hf(network, spec.layers, lambda c: make(c, pooler, spec.trust_remote_code), ref)
         if modality == "text":
             backbone = _hf_text.from_folder(network, setup, spec, ref)
+        elif modality == "audio":
+            backbone = _hf_audio.from_folder(network, setup.network, spec, ref)
         else:
             backbone = _hf_image.from_folder(network, setup.network, spec, pooler, ref)
     backbone.wire(largest_list(network))
@@ -76,7 +81,7 @@ def rebuild(record: Mapping[str, Any], folder: Path, trust_remote_code: bool) ->
     with torch.random.fork_rng(devices=[]), _files.silence():
         torch.manual_seed(0)
         network = make(config, bool(record.get("pooler")), trust_remote_code)
-        family: Any = _hf_text if record["modality"] == "text" else _hf_image
+        family: Any = {"text": _hf_text, "image": _hf_image, "audio": _hf_audio}[record["modality"]]
         backbone: NetworkBackbone = family.from_record(network, record, folder)
     backbone.wire(largest_list(network))
     return backbone
@@ -117,7 +122,7 @@ def make(config: Any, pooler: bool, trust_remote_code: bool) -> nn.Module:
     options = _pooler_option(config, pooler)
     auto: Any = AutoModel
     network: nn.Module = auto.from_config(config, dtype=torch.float32, trust_remote_code=trust_remote_code, **options)
-    return network
+    return _hf_audio.encoder(network) if _hf_audio.encodes(config) else network
 
 
 def _load(folder: Path, config: Any, spec: BackboneSpec, pooler: bool, ref: str) -> tuple[nn.Module, set[str]]:
@@ -173,7 +178,7 @@ def _keeps_pooler(config: Any, trust_remote_code: bool) -> bool:
 
 
 def _check(config: Any, ref: str) -> None:
-    if getattr(config, "is_encoder_decoder", False):
+    if getattr(config, "is_encoder_decoder", False) and not _hf_audio.hears(config):
         raise BackboneError(
             f"'{ref}' is an encoder-decoder ({config.model_type}); expected an encoder such as BERT or ViT"
         )
@@ -184,7 +189,8 @@ def _check(config: Any, ref: str) -> None:
 
 
 def _check_reads(network: nn.Module, modality: str, ref: str) -> None:
-    reads = READS.get(str(getattr(network, "main_input_name", "")), "something else")
+    heard = _hf_audio.hears(getattr(network, "config", None))
+    reads = "audio" if heard else READS.get(str(getattr(network, "main_input_name", "")), "something else")
     if reads != modality:
         raise BackboneError(f"'{ref}' ({type(network).__name__}) reads {reads}, and the rows are {modality}")
 

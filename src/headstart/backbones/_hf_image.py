@@ -84,8 +84,9 @@ class HFImageBackbone(PictureBackbone):
 
 def from_folder(network: nn.Module, folder: Path, spec: BackboneSpec, pooler: bool, ref: str) -> HFImageBackbone:
     """The backbone of a loaded network, with the picture settings of its folder."""
-    if spec.max_length is not None:
-        raise BackboneError(f"max_length is for text, and '{ref}' reads pictures: leave it out")
+    for name, what in (("max_length", "text"), ("max_seconds", "sounds")):
+        if getattr(spec, name) is not None:
+            raise BackboneError(f"{name} is for {what}, and '{ref}' reads pictures: leave it out")
     config: Any = network.config
     if getattr(config, "num_channels", 3) != 3:
         raise BackboneError(f"expected a network of 3 channels, and '{ref}' has {config.num_channels}")

@@ -117,8 +117,9 @@ class TextBackbone(NetworkBackbone):
 
 def from_folder(network: nn.Module, setup: Setup, spec: BackboneSpec, ref: str) -> TextBackbone:
     """The backbone of a loaded network, read as its folder says: pooling, layers above, limits on the text."""
-    if spec.image_size is not None:
-        raise BackboneError(f"image_size is for pictures, and '{ref}' reads text: leave it out")
+    for name, what in (("image_size", "pictures"), ("max_seconds", "sounds")):
+        if getattr(spec, name) is not None:
+            raise BackboneError(f"{name} is for {what}, and '{ref}' reads text: leave it out")
     tokenizer = _tokenizer(setup.network, ref, network)
     modes = (spec.pooling,) if spec.pooling else setup.modes or ("mean",)
     config: Any = network.config

@@ -22,6 +22,8 @@ IMBALANCE_RATIO = 10
 MOST_ROWS = 1000
 TINY_ROWS = 50
 FEW_TEST_ROWS = 100
+WORDS = {"text": "text", "image": "picture", "audio": "sound"}
+"""What a row of a modality is called."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def duplicates(part: Rows, modality: str) -> list[Finding]:
     again = _again(part.keys)
     if not again.any():
         return []
-    what = "text (but for case and space)" if modality == "text" else "picture"
+    what = "text (but for case and space)" if modality == "text" else WORDS[modality]
     message = f"in {int(again.sum())} of {len(part)} {part.name} rows the {what} repeats that of an earlier row"
     return [part.finding("warning", "duplicates", message, again)]
 
@@ -169,7 +171,7 @@ def leakage(earlier: Sequence[Rows], part: Rows, modality: str) -> list[Finding]
             leaked |= new
     if not places:
         return []
-    what = "texts" if modality == "text" else "pictures"
+    what = f"{WORDS[modality]}s"
     message = (
         f"{int(leaked.sum())} of {len(part)} {part.name} {what} also stand in earlier parts ({', '.join(places)}): "
         f"scores on them flatter the model"
@@ -189,7 +191,7 @@ def conflicts(train: Rows, modality: str) -> list[Finding]:
             groups += 1
     if not groups:
         return []
-    what = "text" if modality == "text" else "picture"
+    what = WORDS[modality]
     message = (
         f"{counted(groups, what)} {'stands' if groups == 1 else 'stand'} in the training rows with different labels "
         f"({counted(int(mask.sum()), 'row')}): keep the right label of each"
@@ -230,6 +232,12 @@ def sizes(part: Rows, modality: str) -> Finding:
     middle, high = int(np.median(part.sizes)), int(part.sizes.max())
     if modality == "text":
         message = f"{part.name} texts have {middle} characters at the median and {high} at most"
+    elif modality == "audio":
+        low, total = int(part.sizes.min()), int(part.sizes.sum())
+        message = (
+            f"{part.name} sounds last {middle / 1000:.1f} s at the median, from {low / 1000:.1f} to "
+            f"{high / 1000:.1f} s, {total / 60_000:.1f} minutes in all"
+        )
     else:
         low, middle, high = (round(pixels**0.5) for pixels in (int(part.sizes.min()), middle, high))
         message = (

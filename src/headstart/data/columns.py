@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from headstart.data.facts import Facts, commonest_separator, facts, numbers_in, sample, separator_in, text_of
+from headstart.data.folders import MEDIA
 from headstart.data.read import Table
 from headstart.errors import DataError, SpecError, did_you_mean
 from headstart.spec import DataSpec, TaskSpec
@@ -21,6 +22,7 @@ TEXT_NAMES = (
     ("title", "headline", "description", "subject", "summary", "prompt", "input", "phrase", "name"),
 )  # fmt: skip
 IMAGE_NAMES = (("image", "images", "picture", "photo", "img"), ("image_path", "path", "file", "filename", "file_name"))
+AUDIO_NAMES = (("audio", "sound", "wav", "clip", "recording", "speech"), ("audio_path", *IMAGE_NAMES[1][1:]))
 LABEL_NAMES = (
     ("label", "labels", "target", "targets", "class", "intent", "category"),
     ("sentiment", "emotion", "topic", "tag", "tags", "y", "genre", "categories", "intents", "polarity"),
@@ -36,7 +38,7 @@ FEW_NUMBERS = 20
 class Columns:
     """What the columns mean.
 
-    modality: 'text' or 'image'. input: the input's column. labels: the label columns (one, or several targets).
+    modality: 'text', 'image' or 'audio'. input: the input's column. labels: the label columns (one, or several).
     task: 'classification', 'multilabel' or 'regression'. said: one sentence for each thing that was inferred.
     separator: the mark between several labels of one cell.
     """
@@ -66,13 +68,17 @@ def infer(table: Table, data: DataSpec, task: TaskSpec) -> Columns:
     """
     names = table.table.column_names
     asked = (data.label,) if isinstance(data.label, str) else tuple(data.label or ())
-    for name, flag in ((data.text, "text"), (data.image, "image"), *((label, "label") for label in asked),
-                       (data.group, "data.group"), (data.time, "data.time")):  # fmt: skip
+    named = {kind: name for kind in ("text", "image", "audio") if (name := getattr(data, kind))}
+    for flag, name in (*named.items(), *(("label", label) for label in asked), ("data.group", data.group),
+                       ("data.time", data.time)):  # fmt: skip
         if name is not None and name not in names:
             raise DataError(f"'{table.source}' has no column '{name}' (for {flag}): {did_you_mean(name, names)}")
-    if data.text and data.image:
-        raise DataError(f"both a text column ('{data.text}') and an image column ('{data.image}') are named: name one")
-    if len(set(asked)) != len(asked) or (data.text or data.image) in asked:
+    if len(named) > 1:
+        both = " and ".join(
+            f"{'a' if kind == 'text' else 'an'} {kind} column ('{name}')" for kind, name in named.items()
+        )
+        raise DataError(f"both {both} are named: name one")
+    if len(set(asked)) != len(asked) or set(named.values()) & set(asked):
         raise DataError(f"the label columns ({', '.join(asked)}) must differ from each other and from the input column")
     seen = {name: facts(table.table, name) for name in names}
     said: list[str] = []
@@ -94,20 +100,21 @@ def _conventional(names: list[str], tiers: tuple[tuple[str, ...], ...]) -> list[
 
 
 def _input(table: Table, data: DataSpec, seen: Mapping[str, Facts], said: list[str]) -> tuple[str, str]:
-    if data.text:
-        return "text", data.text
-    if data.image:
-        return "image", data.image
-    pictures = [name for name, fact in seen.items() if fact.kind == "image"]
-    pictures = _conventional(pictures, IMAGE_NAMES) or pictures
+    for kind in ("text", "image", "audio"):
+        if getattr(data, kind):
+            return kind, getattr(data, kind)
+    files: list[tuple[str, str]] = []
+    for kind, usual in (("image", IMAGE_NAMES), ("audio", AUDIO_NAMES)):
+        found = [name for name, fact in seen.items() if fact.kind == kind]
+        files += [(kind, name) for name in _conventional(found, usual) or found]
     wordy = [name for name, fact in seen.items() if fact.kind in ("text", "other", "number")]
     texts = _conventional(wordy, TEXT_NAMES[:2])
-    if len(pictures) + len(texts) > 1:
-        flags = [f"--image {name}" for name in pictures] + [f"--text {name}" for name in texts]
+    if len(files) + len(texts) > 1:
+        flags = [f"--{kind} {name}" for kind, name in files] + [f"--text {name}" for name in texts]
         raise DataError(f"several columns of '{table.source}' may be the input: say which with {_or(flags)}")
-    if pictures:
-        said.append(f"the input is the image column '{pictures[0]}'")
-        return "image", pictures[0]
+    if files:
+        said.append(f"the input is the {files[0][0]} column '{files[0][1]}'")
+        return files[0]
     if texts:
         said.append(f"the input is the text column '{texts[0]}', by its name")
         return "text", texts[0]
@@ -125,9 +132,10 @@ def _longest(table: Table, seen: Mapping[str, Facts], said: list[str]) -> str:
         return named[0]
     words.sort(key=lambda fact: -fact.mean_length)
     if not words:
+        have = ", ".join(table.table.column_names)
         raise DataError(
-            f"'{table.source}' has no column of texts or pictures (columns: {', '.join(table.table.column_names)}): "
-            f"name it with --text COLUMN or --image COLUMN"
+            f"'{table.source}' has no column of texts, pictures or sounds (columns: {have}): "
+            f"name it with --text COLUMN, --image COLUMN or --audio COLUMN"
         )
     if len(words) > 1 and (words[0].mean_length < 2 * words[1].mean_length or words[0].mean_length < 10):
         flags = _or([f"--text {fact.name}" for fact in words[:4]])
@@ -149,14 +157,16 @@ def _labels(table: Table, free: Mapping[str, Facts], said: list[str], modality: 
         if len(group) > 1:
             said.append(f"the labels are the {len(group)} columns whose names start with '{prefix}'")
             return tuple(group)
-    rest = [fact for name, fact in free.items() if not _is_id(name) and fact.kind != "image"]
+    rest = [fact for name, fact in free.items() if not _is_id(name) and fact.kind not in ("image", "audio")]
     classes = [fact.name for fact in rest if fact.kind == "list" or (fact.repeats and fact.distinct > 1)]
     numbers = [fact.name for fact in rest if fact.numeric]
     found = classes or numbers
     if not found:
         _refuse_headless(table)
-        if table.format == "images" and modality == "image":
-            raise DataError(f"'{table.source}' has pictures but no class folders: expected CLASS/picture.jpg")
+        for media in MEDIA:
+            if table.format == media.format and modality == media.modality:
+                example = f"CLASS/{media.word}{media.suffixes[0]}"
+                raise DataError(f"'{table.source}' has {media.word}s but no class folders: expected {example}")
         raise DataError(
             f"'{table.source}' has no column that looks like a label (columns: {', '.join(table.table.column_names)}): "
             f"name it with --label COLUMN"

@@ -25,6 +25,9 @@ _MAGIC = {
     b"%PDF": "a PDF document; extract its rows to csv first",
     b"\x89PNG": "a picture; give a folder of pictures, or a table with their paths",
     b"\xff\xd8\xff": "a picture; give a folder of pictures, or a table with their paths",
+    b"RIFF": "a sound; give a folder of sounds, or a table with their paths",
+    b"fLaC": "a sound; give a folder of sounds, or a table with their paths",
+    b"OggS": "a sound; give a folder of sounds, or a table with their paths",
 }
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headstart.data.folders import SUFFIXES
+from headstart.data.folders import MEDIA, SOUNDS
 from headstart.data.spool import whole_numbers
 
 SAMPLE_ROWS = 5000
@@ -19,7 +19,7 @@ SEPARATORS = ("|", ";", ",")
 
 @dataclass(frozen=True)
 class Facts:
-    """One column. kind: text, number, bool, list, image or other. Shares and means are over cells that hold something.
+    """One column. kind: text, number, bool, list, image, audio or other. Shares and means are over filled cells.
 
     distinct: different values in the sample. filled: cells of the sample that hold something. mean_length: characters.
     numeric: whether every cell is a number. whole: whether every number is an integer. lists_numbers: a list column's
@@ -61,8 +61,8 @@ def text_of(value: Any) -> str:
     return str(value)
 
 
-def is_image_type(kind: pa.DataType) -> bool:
-    """Bytes, or the {bytes, path} pairs in which `datasets` keeps pictures."""
+def is_file_type(kind: pa.DataType) -> bool:
+    """Bytes, or the {bytes, path} pairs in which `datasets` keeps pictures and sounds."""
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return True
     return pa.types.is_struct(kind) and {kind.field(i).name for i in range(kind.num_fields)} == {"bytes", "path"}
@@ -84,8 +84,8 @@ def sample(table: pa.Table, name: str) -> list[Any]:
 def facts(table: pa.Table, name: str) -> Facts:
     """Look at one column."""
     kind = table.schema.field(name).type
-    if is_image_type(kind):
-        return Facts(name, "image")
+    if is_file_type(kind):
+        return Facts(name, _contents(table.column(name)))
     if is_list_type(kind):
         values = [item for row in sample(table, name) for item in row or ()]
         numbers = bool(values) and all(not isinstance(v, str | bool) and number(v) is not None for v in values)
@@ -98,6 +98,34 @@ def facts(table: pa.Table, name: str) -> Facts:
     return _scalar(name, cells)
 
 
+def file_value(cell: Any) -> Any:
+    """Path or bytes from a cell: itself, or one of the {bytes, path} pair in which `datasets` keeps files."""
+    if isinstance(cell, dict):
+        return cell.get("bytes") or cell.get("path")
+    return cell
+
+
+def sounds(value: bytes | str) -> bool:
+    """Whether the bytes or the path of a file are a sound's."""
+    if isinstance(value, str):
+        return value.lower().endswith(SOUNDS.suffixes)
+    head = bytes(value[:12])
+    if head[:4] in (b"RIFF", b"FORM", b"RF64"):
+        return head[8:12] in (b"WAVE", b"AIFF", b"AIFC")
+    # An MPEG frame starts with eleven bits that are set; layer 0 is reserved.
+    mpeg = len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0 and head[1] & 0x06 != 0
+    return head.startswith((b"fLaC", b"OggS", b"ID3", b".snd")) or mpeg
+
+
+def _contents(column: pa.ChunkedArray) -> str:
+    """'image' or 'audio', by the first cell that holds something."""
+    for cell in column.slice(0, SAMPLE_ROWS):
+        value = file_value(cell.as_py())
+        if value:
+            return "audio" if sounds(value) else "image"
+    return "image"
+
+
 def _scalar(name: str, cells: list[Any]) -> Facts:
     if not cells:
         return Facts(name, "other")
@@ -106,8 +134,9 @@ def _scalar(name: str, cells: list[Any]) -> Facts:
     mean = sum(map(len, texts)) / len(texts)
     if all(isinstance(value, bool) for value in cells):
         return Facts(name, "bool", len(distinct), len(cells), mean)
-    if sum(value.lower().endswith(SUFFIXES) for value in texts) >= 0.9 * len(texts):
-        return Facts(name, "image", len(distinct), len(cells), mean)
+    for media in MEDIA:
+        if sum(value.lower().endswith(media.suffixes) for value in texts) >= 0.9 * len(texts):
+            return Facts(name, media.modality, len(distinct), len(cells), mean)
     numeric, whole = numbers_in(distinct)
     return Facts(name, "number" if numeric else "text", len(distinct), len(cells), mean, numeric, whole)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from headstart.data.columns import Columns
+from headstart.data.folders import MEDIA
 from headstart.data.labels import classes_of
 from headstart.data.parts import Part
 from headstart.data.read import Table, read
@@ -62,9 +63,10 @@ def _one(table: Table) -> Table:
 
 
 def _as_model(table: Table, columns: Columns) -> Columns:
-    """A folder of pictures calls its columns image and label, whatever the training table called them."""
-    if table.format == "images" and columns.modality == "image":
-        return replace(columns, input="image", labels=("label",) if len(columns.labels) == 1 else columns.labels)
+    """A folder of files calls its columns image or audio and label, whatever the training table called them."""
+    if any(table.format == media.format and columns.modality == media.modality for media in MEDIA):
+        labels = ("label",) if len(columns.labels) == 1 else columns.labels
+        return replace(columns, input=columns.modality, labels=labels)
     return columns
 
 
@@ -72,7 +74,8 @@ def _expect(table: Table, names: Sequence[str], columns: Columns) -> None:
     have = table.table.column_names
     for name in names:
         if name not in have:
-            role = f"its {columns.modality}s" if name == columns.input else "the right answers"
+            kind = {"audio": "sounds"}.get(columns.modality, f"{columns.modality}s")
+            role = f"its {kind}" if name == columns.input else "the right answers"
             raise DataError(
                 f"the model expects {role} in the column '{name}', and '{table.source}' has the columns "
                 f"{', '.join(have)}: {did_you_mean(name, have)}"

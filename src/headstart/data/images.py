@@ -23,10 +23,10 @@ _DECODED_BELOW = 1 << 16
 
 @dataclass(frozen=True)
 class Look:
-    """What a picture is. problem: the reason why it cannot be used, with detail; digest: sha256 of the file's bytes."""
+    """What a picture is. size: its pixels; problem: why it cannot be used, with detail; digest: sha256 of the file."""
 
     digest: bytes = bytes(32)
-    pixels: int = 0
+    size: int = 0
     problem: str | None = None
     detail: str = ""
 

@@ -1,4 +1,4 @@
-"""Rows that are already in memory: lists, arrays, pictures, a dict of lists, a data frame."""
+"""Rows that are already in memory: lists, arrays, pictures, sounds, a dict of lists, a data frame."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from headstart.data import fresh
+from headstart.data import fresh, images, sounds
 from headstart.data.columns import Columns
-from headstart.data.folders import SUFFIXES
-from headstart.data.images import encode_array
+from headstart.data.facts import sounds as is_sound
+from headstart.data.folders import PICTURES
 from headstart.data.parts import Data, Part
 from headstart.data.read import Table
 from headstart.data.rows import UNLABELLED, assemble
@@ -24,6 +24,7 @@ from headstart.errors import DataError
 from headstart.spec import Spec
 
 _SOURCE = "the rows in memory"
+FILES = ("image", "audio")
 
 
 def from_memory(
@@ -37,9 +38,10 @@ def from_memory(
 ) -> Data:
     """Check and divide rows in memory, as `load` does for files.
 
-    inputs: texts, paths of pictures, PIL images, or uint8 arrays (rows,H,W), (rows,H,W,C); labels: one per row (str,
-    number, list of str, list of floats; an array (rows,K) of 0 and 1 is several labels). Or inputs may be a whole
-    table (dict of lists, Arrow table, data frame), whose columns are then inferred or named in the spec.
+    inputs: texts, paths of pictures or sounds, PIL images, uint8 arrays (rows,H,W), (rows,H,W,C), or mappings of
+    `array` and `sampling_rate`; labels: one per row (str, number, list of str, list of floats;
+    an array (rows,K) of 0 and 1 is several labels). Or inputs may be a whole table (dict of lists, Arrow
+    table, data frame), whose columns are then inferred or named in the spec.
     Raises DataError as `load` does.
     """
     spec = spec or Spec.make()
@@ -51,8 +53,8 @@ def from_memory(
         tables[UNLABELLED] = as_table(unlabelled, None, spec, UNLABELLED)
     if labels is not None:
         first = tables["train"].table.column_names[0]
-        named = {"image" if first == "image" else "text": first, "label": "label"}
-        unset = {"text": None, "image": None, "group": None, "time": None}
+        named = {first if first in FILES else "text": first, "label": "label"}
+        unset = {"text": None, "image": None, "audio": None, "group": None, "time": None}
         spec = spec.model_copy(update={"data": spec.data.model_copy(update={**unset, **named})})
     return assemble(tables, spec)
 
@@ -76,7 +78,7 @@ def _for_model(inputs: Any, labels: Any, columns: Columns) -> Table:
     table = as_table(inputs, labels, spec, "new")
     if not is_table(inputs):
         first, *rest = table.table.column_names
-        if first in ("image", "text") and first != columns.modality:
+        if first in (*FILES, "text") and first != columns.modality:
             raise DataError(f"the model expects {columns.modality} inputs, received {first} inputs")
         table = replace(table, table=table.table.rename_columns([columns.input, *rest]))
     return table
@@ -125,7 +127,13 @@ def _columns(inputs: Any, source: str) -> pa.Table:
 
 def _array(values: list[Any], name: str) -> pa.Array | pa.ChunkedArray:
     if any(_is_picture(value) for value in values):
-        return pa.array([None if value is None else encode_array(value, at) for at, value in enumerate(values, 1)])
+        return pa.array(
+            [None if value is None else images.encode_array(value, at) for at, value in enumerate(values, 1)]
+        )
+    if any(sounds.is_array(value) for value in values):
+        return pa.array(
+            [None if value is None else sounds.encode_array(value, at) for at, value in enumerate(values, 1)]
+        )
     values = [os.fspath(value) if isinstance(value, os.PathLike) else _plain(value) for value in values]
     if all(value is None or isinstance(value, str) for value in values):
         chunks = [strings(values[start : start + BATCH_ROWS]) for start in range(0, len(values), BATCH_ROWS)]
@@ -151,12 +159,14 @@ def _plain(value: Any) -> Any:
 
 
 def _inputs(inputs: Any, spec: Spec) -> tuple[str, pa.Array]:
-    """The name that the column gets, text or image, and its cells."""
+    """The name that the column gets, text, image or audio, and its cells."""
     if isinstance(inputs, str | bytes | os.PathLike):
         raise DataError(f"expected a list of inputs, received a single {type(inputs).__name__}: write [{inputs!r}]")
     values = list(inputs)
     if any(_is_picture(value) for value in values):
         return "image", _array(values, "image")
+    if any(sounds.is_array(value) for value in values):
+        return "audio", _array(values, "audio")
     values = [_plain(value) for value in values]
     for at, value in enumerate(values, 1):
         if value is not None and not isinstance(value, str | bytes | os.PathLike):
@@ -164,17 +174,22 @@ def _inputs(inputs: Any, spec: Spec) -> tuple[str, pa.Array]:
                 values[at - 1] = None
                 continue
             raise DataError(
-                f"input {at} is of type {type(value).__name__}: expected texts (str), paths, PIL images or uint8 arrays"
+                f"input {at} is of type {type(value).__name__}: expected texts (str), paths, PIL images, uint8 arrays, "
+                f"or sounds as mappings of array and sampling_rate"
             )
     filled = [value for value in values if value is not None]
-    pictures = bool(filled) and all(
-        isinstance(value, bytes | os.PathLike) or value.lower().endswith(SUFFIXES) for value in filled
-    )
-    if spec.data.text is not None:
-        pictures = False
-    if spec.data.image is not None:
-        pictures = True
-    return ("image" if pictures else "text"), _array(values, "image" if pictures else "text")
+    asked = [kind for kind in ("text", *FILES) if getattr(spec.data, kind) is not None]
+    kind = asked[-1] if asked else _kind(filled)
+    return kind, _array(values, kind)
+
+
+def _kind(filled: list[Any]) -> str:
+    """What a list of strings, paths and bytes holds: sounds where all look so, else files that are pictures or text."""
+    paths = [os.fspath(value) if isinstance(value, os.PathLike) else value for value in filled]
+    if paths and all(is_sound(value) for value in paths):
+        return "audio"
+    files = all(isinstance(value, bytes | os.PathLike) or value.lower().endswith(PICTURES.suffixes) for value in filled)
+    return "image" if filled and files else "text"
 
 
 def _labels(labels: Any) -> pa.Array:

@@ -11,9 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from headstart.data.columns import Columns
-from headstart.data.facts import text_of
+from headstart.data.facts import file_value, text_of
 from headstart.data.labels import Bad, Decoder
-from headstart.data.scan import picture_value
 from headstart.errors import DataError, did_you_mean
 from headstart.values import Finding, RowCount
 
@@ -21,7 +20,8 @@ _ROWS = 2048
 
 
 class Inputs(Sequence[Any]):
-    """The inputs of a part, read from disk when asked for: texts as str, pictures as path (str) or bytes."""
+    """The inputs of a part, read from disk when asked for: texts as str, pictures and sounds as path (str) or
+    bytes."""
 
     def __init__(self, column: pa.ChunkedArray, modality: str, base: Path) -> None:
         self._column = column
@@ -48,15 +48,15 @@ class Inputs(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         for chunk in self._column.chunks:
             for start in range(0, len(chunk), _ROWS):
-                if self._modality == "image":
+                if self._modality != "text":
                     yield from (self._value(cell.as_py()) for cell in chunk.slice(start, _ROWS))
                 else:
                     yield from map(self._value, chunk.slice(start, _ROWS).to_pylist())
 
     def _value(self, cell: Any) -> Any:
-        if self._modality != "image":
+        if self._modality == "text":
             return "" if cell is None else text_of(cell)
-        value = picture_value(cell)
+        value = file_value(cell)
         return str(self._base / value) if isinstance(value, str) else value
 
 
@@ -66,7 +66,7 @@ class Part:
 
     name: 'train', 'validation', 'test', or 'new' for rows to be predicted. table: these rows, memory-mapped, with all
     columns of their file. source_rows: (n,) int64, their numbers in their file, counted from 1 below the header.
-    base: relative paths of pictures start here. source: the file or folder. read: rows that the source had;
+    base: relative paths of files start here. source: the file or folder. read: rows that the source had;
     dropped: reason -> rows of the source that are not used.
     """
 
@@ -83,7 +83,8 @@ class Part:
         return int(self.table.num_rows)
 
     def inputs(self) -> Inputs:
-        """The inputs, lazily: texts as str, pictures as path (str) or bytes."""
+        """The inputs, lazily: texts as str, pictures and sounds as path (str) or
+        bytes."""
         return Inputs(self.table.column(self.columns.input), self.columns.modality, self.base)
 
     def labels(self) -> list[Any]:

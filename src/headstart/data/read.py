@@ -19,7 +19,7 @@ _FORMATS = {
     ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow",
 }  # fmt: skip
 _PACKED = ("csv", "tsv", "jsonl")
-_EXPECTED = "csv, tsv, jsonl (each also as .gz), parquet, arrow, a saved data set, or a folder of pictures"
+_EXPECTED = "csv, tsv, jsonl (each also as .gz), parquet, arrow, a saved data set, or a folder of pictures or sounds"
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Table:
     """Rows as they stand in a file.
 
     table: memory-mapped. source: the path as it was given. format: csv, tsv, jsonl, parquet, arrow, saved, images,
-    memory. base: relative paths of pictures start here. splits: train / validation / test of a folder that has them
-    (then `table` is the training one). said: sentences about how the file was read. ragged: numbers of the rows
+    sounds, memory. base: relative paths of files start here. splits: train / validation / test of a folder that has
+    them (then `table` is the training one). said: sentences about how the file was read. ragged: numbers of the rows
     (from 1) that had too many or too few cells and were left out; `table` does not hold them.
     """
 
@@ -44,7 +44,8 @@ class Table:
 def read(
     path: str | Path, *, encoding: str = "utf-8", columns: Sequence[str] | None = None, on_bad_row: str = "error"
 ) -> Table:
-    """Read csv, tsv, jsonl, parquet, Arrow files, saved `datasets` folders, folders of pictures, or one picture.
+    """Read csv, tsv, jsonl, parquet, Arrow files, saved `datasets` folders, folders of pictures or sounds, or one
+    picture or sound.
 
     encoding: of csv, tsv and jsonl files. columns: the ones to read, all when left out. on_bad_row: 'skip' leaves rows
     with a wrong number of cells out instead of refusing the file.
@@ -64,11 +65,16 @@ def read(
 def format_of(path: Path) -> str | None:
     """The format that a file's name ends in, None for an unknown one."""
     name = path.name.lower()
-    if name.endswith(folders.SUFFIXES):
-        return "images"
+    media = folders.media_of(name)
+    if media is not None:
+        return media.format
     packed = name.endswith(".gz")
     kind = _FORMATS.get(Path(name.removesuffix(".gz")).suffix)
     return kind if not packed or kind in _PACKED else None
+
+
+def _tabular(path: Path) -> bool:
+    return format_of(path) in _FORMATS.values()
 
 
 def _file(path: Path, encoding: str, columns: Sequence[str] | None, on_bad_row: str) -> Table:
@@ -77,8 +83,9 @@ def _file(path: Path, encoding: str, columns: Sequence[str] | None, on_bad_row: 
         raise DataError(_unknown(path))
     if path.stat().st_size == 0:
         raise DataError(f"'{path}' is empty: expected rows as {kind}")
-    if kind == "images":
-        return Table(pa.table({"image": [path.name]}), str(path), kind, path.parent)
+    media = folders.media_of(path.name)
+    if media is not None:
+        return Table(pa.table({media.modality: [path.name]}), str(path), kind, path.parent)
     if kind == "parquet":
         return Table(arrow.read_parquet(path, columns), str(path), kind, path.parent)
     if kind == "arrow":
@@ -97,16 +104,14 @@ def _folder(path: Path, encoding: str, columns: Sequence[str] | None, on_bad_row
     if inner:
         options: dict[str, Any] = {"encoding": encoding, "columns": columns, "on_bad_row": on_bad_row}
         return _container(path, {name: read(each, **options) for name, each in inner.items()})
-    files = [
-        entry.name for entry in sorted(path.iterdir()) if entry.is_file() and format_of(entry) not in (None, "images")
-    ]
-    if files and not folders.has_pictures(path):
+    files = [entry.name for entry in sorted(path.iterdir()) if entry.is_file() and _tabular(entry)]
+    if files and not folders.media_in(path):
         raise DataError(
             f"'{path}' is a folder of files without one called train: name a file, such as '{path / files[0]}', "
             f"or call them train, validation and test"
         )
-    table, said = folders.read_pictures(path)
-    return Table(table, str(path), "images", path, None, tuple(said))
+    table, said, media = folders.read_media(path)
+    return Table(table, str(path), media.format, path, None, tuple(said))
 
 
 def _saved(path: Path, columns: Sequence[str] | None) -> Table:
@@ -141,7 +146,7 @@ def _missing(path: Path) -> str:
         while not parent.is_dir():
             missing, parent = parent, parent.parent
         return f"there is no folder '{missing}', so no '{path}': check the path (the working folder is '{Path.cwd()}')"
-    siblings = [entry.name for entry in parent.iterdir() if entry.is_dir() or format_of(entry) not in (None, "images")]
+    siblings = [entry.name for entry in parent.iterdir() if entry.is_dir() or _tabular(entry)]
     if not siblings:
         return f"there is no '{path}': '{parent}' holds no data files; expected {_EXPECTED}"
     hint = did_you_mean(path.name, siblings)

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from headstart.data import images, sounds
 from headstart.data.columns import Columns
-from headstart.data.facts import text_of
-from headstart.data.images import look
+from headstart.data.facts import file_value, text_of
 from headstart.data.labels import Bad, Decoder
 from headstart.data.read import Table
 from headstart.data.words import counted
@@ -31,8 +31,9 @@ _GARBLED = re.compile(f"[\u00c2\u00c3][{re.escape(''.join(sorted(_TAILS)))}]|\u0
 class Scan:
     """What a pass over N rows of a table found. Positions count from 0.
 
-    keys: (N,) uint64, equal for equal inputs (texts without regard to case and space; pictures by content).
-    digests: (N,32) uint8, sha256 of each input. sizes: (N,) int64, characters or pixels. labels: one per row, None
+    keys: (N,) uint64, equal for equal inputs (texts without regard to case and space; files by content).
+    digests: (N,32) uint8, sha256 of each input. sizes: (N,) int64, characters, pixels or
+    milliseconds. labels: one per row, None
     without labels. bad: reason -> positions. details: reason -> what the first such row looks like.
     garbled: positions of texts that were read in a wrong encoding, by the look of them. refused: all bad positions.
     """
@@ -88,30 +89,23 @@ def scan(table: Table, columns: Columns, *, labelled: bool = True, needed: Seque
 
 
 def _inputs(batch: pa.RecordBatch, columns: Columns) -> Iterator[Any]:
-    """The inputs of a batch; pictures one at a time, for they are large."""
+    """The inputs of a batch; files one at a time, for they are large."""
     column = batch.column(columns.input)
-    if columns.modality == "image":
-        return (picture_value(cell.as_py()) for cell in column)
+    if columns.modality != "text":
+        return (file_value(cell.as_py()) for cell in column)
     return iter(column.to_pylist())
-
-
-def picture_value(cell: Any) -> Any:
-    """Path or bytes from a cell: itself, or one of the {bytes, path} pair in which `datasets` keeps pictures."""
-    if isinstance(cell, dict):
-        return cell.get("bytes") or cell.get("path")
-    return cell
 
 
 def _take(found: Scan, at: int, value: Any, modality: str, base: Path) -> bool:
     """Note one input; whether it is bad."""
-    if modality == "image":
+    if modality != "text":
         if value is not None and not isinstance(value, str | bytes):
-            kind = type(value).__name__
-            raise DataError(f"expected paths or bytes of pictures, received {kind}: name the column with --image")
-        seen = look(value, base)
+            kind, what = type(value).__name__, {"image": "pictures", "audio": "sounds"}[modality]
+            raise DataError(f"expected paths or bytes of {what}, received {kind}: name the column with --{modality}")
+        seen = sounds.look(value, base) if modality == "audio" else images.look(value, base)
         found.digests[at] = np.frombuffer(seen.digest, np.uint8)
         found.keys[at] = int.from_bytes(seen.digest[:8], "little")
-        found.sizes[at] = seen.pixels
+        found.sizes[at] = seen.size
         if seen.problem:
             found.refuse(at, seen.problem, seen.detail)
         return seen.problem is not None

@@ -20,6 +20,8 @@ PIPELINES = {
     ("regression", "text"): "text-classification",
     ("classification", "image"): "image-classification",
     ("multilabel", "image"): "image-classification",
+    ("classification", "audio"): "audio-classification",
+    ("multilabel", "audio"): "audio-classification",
 }
 
 
@@ -103,7 +105,7 @@ def _code(value: object) -> str:
 
 
 def _opening(record: Mapping[str, Any]) -> str:
-    kind = {"text": "texts", "image": "pictures"}.get(record["modality"], "rows")
+    kind = {"text": "texts", "image": "pictures", "audio": "sounds"}.get(record["modality"], "rows")
     ref = _code(record["backbone"]["ref"] or "a pretrained backbone")
     labels = record["labels"]
     if record["tasks"]:
@@ -138,7 +140,7 @@ def _use(record: Mapping[str, Any]) -> str:
 
 
 def _how(record: Mapping[str, Any]) -> str:
-    example = '"a picture.jpg"' if record["modality"] == "image" else '"a text"'
+    example = {"image": '"a picture.jpg"', "audio": '"a sound.wav"'}.get(record["modality"], '"a text"')
     return (
         "```python\nimport headstart as hs\n\n"
         'model = hs.load(".")  # this folder\n'

@@ -29,6 +29,12 @@ LARGEST_SLICES = 30
 NUMERIC_VALUES = 12
 """Distinct numbers above which a numeric column is cut into four ranges with equally many rows."""
 
+LARGEST_SOUND = 200_000
+"""Bytes of a sound's file up to which a report can play it."""
+
+SOUND_TYPES = {"wav": "wav", "flac": "flac", "ogg": "ogg", "oga": "ogg", "opus": "ogg", "mp3": "mpeg"}
+"""Endings of sound files that browsers play, and their media types."""
+
 THUMBNAIL = 112
 """Longest side of a thumbnail, in pixels."""
 
@@ -45,7 +51,7 @@ def measure_split(
 ) -> dict[str, Any]:
     """Measure scores (rows,K) against encoded targets, as plain JSON.
 
-    inputs: the rows' texts or pictures (path, bytes, PIL picture or array), indexed by row; only the worst mistakes
+    inputs: the rows' texts, pictures (path, bytes, PIL picture or array) or sounds (path, bytes); only the worst ones
     are read. row_ids: what each row is called in its file. slices: column name -> its value on every row.
 
     Keys: `rows`, `metrics` (name -> value, low, high), the task's own (`per_class`, `confusion`, `calibration`,
@@ -159,11 +165,40 @@ def _mistakes(
 
 
 def shown(value: Any) -> dict[str, Any]:
-    """How a report shows an input: `text`, or for a picture `thumbnail` (a data URI) and its path, `image`."""
+    """How a report shows an input.
+
+    `text`; for a picture `thumbnail` (a data URI) and its path, `image`; for a sound its path, `audio`, and `player`
+    (a data URI) where it is short.
+    """
+    kind = _sound_type(value)
+    if kind is not None:
+        return _shown_sound(value, kind)
     if isinstance(value, str) and not _is_picture(value):
         return {"text": value if len(value) <= SHOWN_TEXT else value[: SHOWN_TEXT - 1] + "…"}
     record: dict[str, Any] = {"image": str(value)} if isinstance(value, str | Path) else {}
     return record | {"thumbnail": thumbnail(value)}
+
+
+def _sound_type(value: Any) -> str | None:
+    """The media type of a sound that browsers play, by its bytes or its path; None for anything else."""
+    if isinstance(value, bytes):
+        heads = {b"RIFF": "wav", b"fLaC": "flac", b"OggS": "ogg", b"ID3": "mpeg"}
+        return next((kind for head, kind in heads.items() if value.startswith(head)), None)
+    if not isinstance(value, str | Path) or len(str(value)) > 1024 or "\n" in str(value):
+        return None
+    kind = SOUND_TYPES.get(str(value).lower().rpartition(".")[2])
+    return kind if kind and Path(value).is_file() else None
+
+
+def _shown_sound(value: Any, kind: str) -> dict[str, Any]:
+    import base64
+
+    record: dict[str, Any] = {} if isinstance(value, bytes) else {"audio": str(value)}
+    size = len(value) if isinstance(value, bytes) else Path(value).stat().st_size
+    if size <= LARGEST_SOUND:
+        data = value if isinstance(value, bytes) else Path(value).read_bytes()
+        record["player"] = f"data:audio/{kind};base64,{base64.b64encode(data).decode()}"
+    return record
 
 
 def _is_picture(text: str) -> bool:

@@ -19,7 +19,7 @@ FORMAT = 1
 KEYS: dict[str, str] = {
     "format": "the version of these keys, 1",
     "task": "classification, multilabel or regression; multitask for several",
-    "modality": "text or image",
+    "modality": "text, image or audio",
     "labels": "class names, or the names of the regression targets",
     "metric": "the name of the metric that chose the model",
     "metrics": "split -> metric -> value, low, high (95 % bootstrap interval; null where the rows cannot say)",
@@ -34,8 +34,8 @@ KEYS: dict[str, str] = {
     "stages": "one record a stage: name, score, seconds, rows_trained, trainable, stopped, history, notes, details, "
     "kept",
     "transfer": "one record a comparison: against, budget, metric, value, low, high, p",
-    "label_errors": "with data.check_labels, training rows whose label looks wrong: row, given, suggested, probability, "
-    "quality, the first with their text or picture",
+    "label_errors": "with data.check_labels, training rows whose label looks wrong: row, given, suggested, "
+    "probability, quality, the first with their text or picture",
     "findings": "one record a finding in the data: level, code, message, rows",
     "calibration": "temperature, what outputs are divided by before probabilities are made; of several by name",
     "backbone": "ref, source, digest",

@@ -16,12 +16,12 @@ from headstart.values import Batch
 
 def radius(asked: float | None, change: Tensor, ctx: Context, norm: str) -> float:
     """The asked radius, or the usual one for this input and norm."""
-    return asked if asked is not None else usual_radius(change, norm, continuous=ctx.modality.continuous)
+    return asked if asked is not None else usual_radius(change, norm, modality=ctx.modality.name)
 
 
 def norm_of(asked: str, ctx: Context) -> str:
     """The asked norm, or for `auto` the usual one for this input."""
-    return asked if asked != "auto" else usual_norm(continuous=ctx.modality.continuous)
+    return asked if asked != "auto" else usual_norm(modality=ctx.modality.name)
 
 
 def check_radius(name: str, eps: float | None, norm: str, ctx: Context) -> None:

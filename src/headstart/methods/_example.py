@@ -18,6 +18,9 @@ def example(backbone: Any) -> Batch:
     if backbone.modality == "text":
         ids = torch.full((1, 4), 1 if backbone.preprocessing.get("pad_id", 0) == 0 else 0, device=device)
         inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    elif backbone.modality == "audio":
+        size = int(backbone.preprocessing.get("sample_rate", 16000)) // 5
+        inputs = {"wave": torch.zeros(1, size, device=device), "lengths": torch.tensor([size], device=device)}
     else:
         size = int(backbone.preprocessing.get("image_size", 32))
         inputs = {"pixels": torch.zeros(1, 3, size, size, device=device)}

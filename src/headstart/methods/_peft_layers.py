@@ -91,7 +91,11 @@ class PeftMethod(Method):
 
     def groups(self, model: nn.Module, ctx: Context) -> list[Group]:
         """What PEFT added, and nothing else."""
-        return [Group(tuple(p for _, _, layer in layers(network_of(model), self.kind) for p in _added(layer)))]
+        return [Group(self.added(model))]
+
+    def added(self, model: nn.Module) -> tuple[nn.Parameter, ...]:
+        """The parameters that PEFT added."""
+        return tuple(p for _, _, layer in layers(network_of(model), self.kind) for p in _added(layer))
 
     def finish(self, model: nn.Module, ctx: Context) -> nn.Module:
         """Keep PEFT's files; with `merge`, fold what was learned into the weights.

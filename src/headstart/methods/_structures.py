@@ -30,7 +30,7 @@ ATTENTION = (
     (("query", "key", "value"), "dense"),  # ALBERT
     (("q_lin", "k_lin", "v_lin"), "out_lin"),  # DistilBERT
     (("q_proj", "k_proj", "v_proj"), "o_proj"),  # ViT and DeiT of transformers
-    (("q_proj", "k_proj", "v_proj"), "out_proj"),  # CLIP, SigLIP
+    (("q_proj", "k_proj", "v_proj"), "out_proj"),  # CLIP, SigLIP, Whisper, Wav2Vec2
     (("qkv",), "proj"),  # timm
 )
 """Layers of an attention module: those that make the heads, and the one that takes them."""
@@ -42,6 +42,7 @@ HEAD_WIDTHS = ("all_head_size", "attn_dim")
 INNER = (
     (("intermediate.dense",), "output.dense"),  # BERT, RoBERTa, ELECTRA, MPNet
     (("lin1",), "lin2"),  # DistilBERT
+    (("intermediate_dense",), "output_dense"),  # Wav2Vec2, HuBERT, WavLM
     (("ffn",), "ffn_output"),  # ALBERT
     (("fc1",), "fc2"),  # ViT of transformers, timm
     (("pwconv1",), "pwconv2"),  # ConvNeXt of transformers

@@ -47,7 +47,7 @@ class CutMix(Method):
     def requires(self) -> dict[str, str]:
         """Pictures, and labels that can be mixed."""
         return {
-            "modality.continuous": "a rectangle can only be pasted into pictures",
+            "modality.image": "a rectangle can only be pasted into pictures",
             "task.mix": "mixed rows need mixed labels",
         }
 

@@ -20,14 +20,14 @@ class FGM(Method):
     """Trains also on the inputs moved one step in the direction that raises the loss most.
 
     Equation: L(x) + weight * L(x + d), d = eps * g / ||g||_2, g = the gradient of L in x. x is a row's token
-    embeddings or its pixels, and the norm is taken over the whole row.
+    embeddings, its pixels or its wave, and the norm is taken over the whole row.
 
     Source: Miyato, Dai and Goodfellow 2017 (Adversarial Training Methods for Semi-Supervised Text Classification),
     section 3.
 
     Requires: nothing. Owns `backward`, so it excludes `pgd` and `freelb`.
 
-    Shapes: d is (N,T,V) for texts, (N,C,H,W) for pictures; changed pixels stay in [0, 1].
+    Shapes: d is (N,T,V) for texts, (N,C,H,W) for pictures, (N,S) for sounds; changed pixels stay in [0, 1].
 
     Neighbours: `pgd` takes several smaller steps. The direction is looked for without dropout and without moving
     BatchNorm statistics; the changed rows then train like any others, but leave running statistics to the clean ones.
@@ -37,7 +37,8 @@ class FGM(Method):
 
     Defaults: eps for texts is 0.3: the paper's 5 holds for embeddings of unit variance, those of BERT-like networks
     have a standard deviation of about 0.05. For pictures it is 0.5 for (3,32,32), the radius customary for CIFAR,
-    growing with the square root of the number of values. weight = 1 is the paper's.
+    growing with the square root of the number of values. For sounds it is a root mean square of 0.001, not tuned.
+    weight = 1 is the paper's.
 
     eps: l2 length of a row's change; left out, as above. weight: of the changed rows' loss.
     """

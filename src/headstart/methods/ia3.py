@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from headstart.errors import MethodError
 from headstart.methods import _structures
-from headstart.methods._checks import flag
+from headstart.methods._checks import flag, number
 from headstart.methods._peft_folder import IA3 as KIND
 from headstart.methods._peft_folder import read
 from headstart.methods._peft_layers import PeftMethod, chosen, fitting, network_of
+from headstart.protocols import Context
+from headstart.values import Group
 
 KEYS_AND_VALUES = (
     ("key", "value"),  # BERT, RoBERTa, ELECTRA, ALBERT, BEiT
@@ -54,17 +56,20 @@ class IA3(PeftMethod):
 
     Example: `--method ia3` or `--method ia3:init=runs/a/adapter`; `hs.methods.IA3(merge=False)`.
 
-    Defaults: which layers are scaled is the paper's choice. The rate used when the user gives none is RATE_TEXT for
-    text and RATE_IMAGE otherwise.
+    Defaults: which layers are scaled is the paper's choice. The rates used when the user gives none are 5e-4 for text
+    (that of `lora`) and 3e-4 otherwise. A scale must move further than a weight, and the head must not be shaken by a
+    rate that suits scales: at a rate of 1e-2 with speed = 1, pictures of ants and bees ended below the probe. speed =
+    20 stands between 10 and 30, which were tried there at the rate above; on tweets 5 and 20 came out even.
 
     targets: layers whose output is scaled, as endings of names in the blocks or full names. feedforward: layers whose
     input is scaled, in the same way. With neither, they are found by the names that libraries give them; with one, only
-    those named are scaled. init: a folder that PEFT wrote, which brings targets and feedforward with it. merge: fold
-    the scales into the weights at the end.
+    those named are scaled. speed: the scales learn at this many times the run's rate. init: a folder that PEFT wrote,
+    which brings targets and feedforward with it. merge: fold the scales into the weights at the end.
     """
 
     targets: list[str] | None = None
     feedforward: list[str] | None = None
+    speed: float = 20.0
     init: str | None = None
     merge: bool = True
 
@@ -72,6 +77,7 @@ class IA3(PeftMethod):
 
     def __post_init__(self) -> None:
         flag("ia3:merge", self.merge)
+        number("ia3:speed", self.speed, 0, "such as speed=20", above=True)
         self.listed("targets")
         self.listed("feedforward")
         if self.init is not None:
@@ -104,9 +110,13 @@ class IA3(PeftMethod):
         outer = sorted(set(settings["target_modules"]) - set(inner))
         return {"targets": outer or None, "feedforward": inner or None}
 
+    def groups(self, model: nn.Module, ctx: Context) -> list[Group]:
+        """The scales, faster than the head."""
+        return [Group(self.added(model), self.speed)]
+
     def learning_rate(self, modality: str) -> float | None:
-        """RATE_TEXT for text, RATE_IMAGE otherwise."""
-        return 3e-3
+        """5e-4 for text, 3e-4 otherwise; the scales learn `speed` times faster."""
+        return 5e-4 if modality == "text" else 3e-4
 
 
 def _choose(model: nn.Module) -> tuple[list[str], list[str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
 from headstart.errors import MethodError
 from headstart.methods._mixing import check, draw, mixed
 from headstart.protocols import Context, Method
@@ -12,7 +14,8 @@ from headstart.values import Batch, Mix
 
 @dataclass
 class Mixup(Method):
-    """Trains on convex combinations of two rows: pixels of pictures, pooled features of texts.
+    """Trains on convex combinations of two rows: pixels of pictures, waves of sounds, pooled features
+    of texts.
 
     Equation: x~ = s x_i + (1 - s) x_j, y~ = s y_i + (1 - s) y_j, with s ~ Beta(alpha, alpha) for each row and j drawn
     by permuting the batch. For texts x is the pooled feature vector (N,D) that the head reads.
@@ -22,7 +25,8 @@ class Mixup(Method):
 
     Requires: a task that can mix labels (`task.mix`).
 
-    Shapes: pixels (N,C,H,W) -> the same; labels (N,) or (N,K) -> (N,K); weights (N,) are mixed alike.
+    Shapes: pixels (N,C,H,W) or waves (N,S) -> the same, a mixed sound as long as the longer one; labels (N,) or
+    (N,K) -> (N,K); weights (N,) are mixed alike.
 
     Neighbours: `cutmix` pastes a rectangle instead of blending, `manifold` mixes hidden states at a random block. Two
     of them in one run compose in the order listed: the second mixes rows that are mixed already; on texts the states
@@ -47,9 +51,15 @@ class Mixup(Method):
         return {"task.mix": "mixed rows need mixed labels"}
 
     def transform(self, batch: Batch, ctx: Context) -> Batch:
-        """The batch with mixed pixels, or with `mix` set where the input is not pixels."""
+        """The batch with mixed pixels or waves, or with `mix` set where the input is text."""
         partner, share = draw(batch, ctx, self.alpha, self.probability)
         changed = mixed(batch, ctx, partner, share)
+        if "wave" in batch.inputs:
+            wave, lengths = batch.inputs["wave"], batch.inputs["lengths"]
+            blend = share[:, None].to(wave.dtype)
+            longer = torch.where(share < 1, torch.maximum(lengths, lengths[partner]), lengths)
+            blended = {"wave": blend * wave + (1 - blend) * wave[partner], "lengths": longer}
+            return changed.replace(inputs={**batch.inputs, **blended})
         if "pixels" not in batch.inputs:
             if batch.mix is not None:
                 raise MethodError("the features of this batch are mixed already: list one mixing method for texts")

@@ -28,19 +28,19 @@ class PGD(Method):
 
     Requires: nothing. Owns `backward`, so it excludes `fgm` and `freelb`.
 
-    Shapes: d is (N,T,V) for texts, (N,C,H,W) for pictures; changed pixels stay in [0, 1].
+    Shapes: d is (N,T,V) for texts, (N,C,H,W) for pictures, (N,S) for sounds; changed pixels stay in [0, 1].
 
-    Neighbours: `fgm` is one step of full length; `freelb` learns from every step of the search. The search runs without dropout and without moving BatchNorm
-    statistics; the changed rows then train like any others, leaving running statistics to the clean rows where there
-    are any. steps + 2 passes a micro-batch, one less with clean = 0.
+    Neighbours: `fgm` is one step of full length; `freelb` learns from every step of the search. The search runs without
+    dropout and without moving BatchNorm statistics; the changed rows then train like any others, leaving running
+    statistics to the clean rows where there are any. steps + 2 passes a micro-batch, one less with clean = 0.
 
     Example: `--method pgd:steps=3,eps=0.3`; `hs.methods.PGD(steps=3, norm="l2")`.
 
     Defaults: norm is l2 for texts (Zhu et al.) and linf for pictures (Madry et al.). eps is 8/255 for linf on
     pictures (Madry et al., section 5) and otherwise as for `fgm`: 0.3 on token embeddings, 0.5 on (3,32,32) pictures,
-    growing with the square root of the number of values. steps = 3 is the K of Zhu et al. step = 2.5 eps / steps, so
-    that the border can be reached from anywhere (Madry et al., section 5). clean = 0.5 is Goodfellow et al. 2015,
-    section 6; 0 is Madry's.
+    growing with the square root of the number of values; 0.002 for linf on sounds, not tuned. steps = 3 is the
+    K of Zhu et al. step = 2.5 eps / steps, so that the border can be reached from anywhere (Madry et al., section 5).
+    clean = 0.5 is Goodfellow et al. 2015, section 6; 0 is Madry's.
 
     eps: the ball's radius. steps: K. step: length of one. norm: auto, l2 or linf. clean: share of the clean loss, in
     [0, 1). random: start inside the ball rather than at its centre.

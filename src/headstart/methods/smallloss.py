@@ -19,8 +19,8 @@ class SmallLoss(Method):
     """Sets the rows with the largest losses of the epoch before aside: a network learns wrong labels last.
 
     Equation: in epoch T = 0, 1, ... the share R(T) = 1 - rate * min(T / warmup, 1) of the rows of each class (with
-    `by_class=false` of all rows) is kept, those with the smallest losses in epoch T - 1; the others weigh `weight` times
-    what they did.
+    `by_class=false` of all rows) is kept, those with the smallest losses in epoch T - 1; the others weigh `weight`
+    times what they did.
 
     Source: Han et al. 2018 (Co-teaching), algorithm 1, of which this is the choice of rows by small loss. There two
     networks choose for each other, by the losses of the batch at hand, whatever the classes; here one network chooses
@@ -82,7 +82,7 @@ class SmallLoss(Method):
         return False
 
     def transform(self, batch: Batch, ctx: Context) -> Batch:
-        """Rows that are set aside weigh less. Where a batch would be left without weight, its best row keeps its own."""
+        """Rows that are set aside weigh less. Where a batch would be left without any, its best row keeps its own."""
         if ctx.progress.epoch != self.epoch_:
             self._choose(ctx.progress.epoch, batch.weight.device)
         row = batch.row.cpu()

@@ -39,8 +39,8 @@ class Surgical(Method):
 
     Example: `--method surgical:blocks=2` or `--method surgical:soft=true`; `hs.methods.Surgical(soft=True)`.
 
-    Defaults: blocks = 1 is the paper's setting. batches = 8 is enough for the order of the parts to stand still on
-    small sets, not tuned. RATES
+    Defaults: blocks = 1 is the paper's setting. batches = 8 is not tuned. The rate used when the user gives none is the
+    run's own.
 
     blocks: how many parts learn. soft: all learn, at their own rates. batches: how many are measured on; a pass forward
     and back each.
@@ -104,10 +104,6 @@ class Surgical(Method):
             return {name: ratio / max(ratios.values()) for name, ratio in ratios.items()}
         best = sorted(ratios, key=lambda name: -ratios[name])[: self.blocks]
         return {name: float(name in best) for name in ratios}
-
-    def learning_rate(self, modality: str) -> float | None:
-        """The run's own."""
-        return None
 
     def notes(self) -> list[str]:
         """What was chosen, and by which numbers."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 KEPT_BYTES = 8 * 2**30
 """Decoded pictures kept on disk, at most; and never more than half of what is free there."""
 
+PROBE_PIXELS = 256
+"""Longest side of a picture that a bundle keeps to prove itself with."""
+
 
 def open_image(value: Any, row: int = 0) -> Image:
     """A picture as upright RGB, transparency on white. Raises DataError naming the row and path."""
@@ -31,6 +35,7 @@ class ImageModality(Modality):
 
     name: ClassVar[str] = "image"
     continuous: ClassVar[bool] = True
+    probe_suffix: ClassVar[str] = ".png"
 
     def prepare(self, values: Sequence[Any], backbone: Backbone) -> PreparedImages:
         """Read the header of every picture. Raises DataError naming the row and path of one that cannot be read.
@@ -47,6 +52,14 @@ class ImageModality(Modality):
         columns = list(zip(*seen, strict=True)) if seen else [(), (), (), ()]
         kinds = {"width": np.int64, "height": np.int64, "brightness": np.float64, "contrast": np.float64}
         return {name: np.array(column, dtype=kinds[name]) for name, column in zip(kinds, columns, strict=True)}
+
+    def probe(self, value: Any) -> bytes:
+        """The picture as a small PNG."""
+        picture = decode(value, 0)
+        picture.thumbnail((PROBE_PIXELS, PROBE_PIXELS))
+        buffer = io.BytesIO()
+        picture.save(buffer, "PNG")
+        return buffer.getvalue()
 
 
 class PreparedImages(Prepared):

@@ -55,8 +55,8 @@ class LossOptions:
     def _check_together(self) -> None:
         if self.gce_q and self.focal_gamma:
             raise SpecError(
-                "task.gce_q and task.focal_gamma contradict each other: the first learns less from rows that fit badly, "
-                "the second more; keep one of them"
+                "task.gce_q and task.focal_gamma contradict each other: the first learns less from rows that fit "
+                "badly, the second more; keep one of them"
             )
         if self.logit_adjustment and self.class_weights != "none":
             raise SpecError(
@@ -64,9 +64,7 @@ class LossOptions:
                 f"together they do it twice; keep one of them"
             )
         if self.effective_beta != LossOptions.effective_beta and self.class_weights != "effective":
-            raise SpecError(
-                "task.effective_beta belongs to task.class_weights=effective: set that too, or leave it out"
-            )
+            raise SpecError("task.effective_beta belongs to task.class_weights=effective: set that too, or neither")
 
     @classmethod
     def read(cls, record: Mapping[str, Any]) -> LossOptions:
