@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,8 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "ema": {"decay": 0.5},
     "swa": {"start": 0.3},
     "backtranslate": {"there": "some/pair", "back": "pair/some"},
+    "pseudo": {"threshold": 0.3},
+    "fixmatch": {"threshold": 0.3},
     "distil": {"teacher": "tiny", "hidden": 1.0, "relations": 1.0},
 }
 """Options with which a method shows its work in a run of a few steps; the others have working defaults."""
@@ -179,6 +181,13 @@ def make_method(name: str) -> Method:
     return method
 
 
+def make_unlabelled(kind: str, methods: Mapping[str, Method]) -> Encoded | None:
+    """Rows whose labels are held back, where a method asks for such."""
+    if not any("run.unlabelled" in method.requires() for method in methods.values()):
+        return None
+    return replace(make_rows(kind, 2), targets=None)
+
+
 def make_loop(
     names: Sequence[str],
     kind: str,
@@ -194,7 +203,14 @@ def make_loop(
     task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
     training = TrainingSpec(batch_size=8, learning_rate=5e-3, patience=None, checkpoint_every=1e-9)
     methods = methods or {name: make_method(name) for name in names}
-    hooks = Hooks(methods, task, modality, seed=0, bundle=lambda folder: TinyBundle(kind))
+    hooks = Hooks(
+        methods,
+        task,
+        modality,
+        seed=0,
+        bundle=lambda folder: TinyBundle(kind),
+        unlabelled=make_unlabelled(kind, methods),
+    )
     return Loop(
         make(kind), hooks, make_rows(kind), make_rows(kind, 1), training, epochs, 5e-3, torch.device("cpu"),
         checkpoint=checkpoint, identity="contract",
