@@ -35,9 +35,10 @@ from headstart.modalities.audio import AudioModality
 from headstart.modalities.image import ImageModality
 from headstart.modalities.text import TextModality
 from headstart.model import Model
-from headstart.protocols import Method, Prepared
+from headstart.protocols import Method, Prepared, Task
 from headstart.spec import TrainingSpec
 from headstart.tasks.classification import Classification
+from headstart.tasks.multitask import Multitask
 from headstart.values import Batch, Features
 
 OPTIONS: Mapping[str, dict[str, Any]] = {
@@ -176,6 +177,25 @@ class TinyBundle:
         self.modality = MODALITIES[self.kind]()
 
 
+def is_for_several(names: Sequence[str | None]) -> bool:
+    """Whether one of these methods asks for several tasks, by what it requires."""
+    return any("task.multitask" in make_method(name).requires() for name in names if name is not None)
+
+
+def make_tasks() -> Multitask:
+    """The classes of the plain runs, and a number that grows with the class."""
+    pairs = [("kind", str(i % CLASSES)) for i in range(6)] + [("size", float(i)) for i in range(CLASSES)]
+    return Multitask.fit(pairs, tasks={"kind": {"name": "classification"}, "size": {"name": "regression"}})
+
+
+def divide(rows: Encoded, task: Multitask) -> Encoded:
+    """The same rows, every other one of them with the second task's target."""
+    labels = rows.targets.tolist()
+    pairs = [("size", float(label)) if place % 2 else ("kind", str(label)) for place, label in enumerate(labels)]
+    targets = task.encode(pairs)
+    return Encoded(rows.prepared, targets, rows.weight, task.origins(targets))
+
+
 def make_method(name: str) -> Method:
     method: Method = entries("methods")[name].load()(**OPTIONS.get(name, {}))
     return method
@@ -200,7 +220,14 @@ def make_loop(
     """A loop with these methods in this order, over the model that they, or the method `like`, need."""
     make = next((make for name, make in MODELS.items() if name in (*names, like)), make_model)
     modality = MODALITIES[kind]()
-    task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
+    model, rows, held = make(kind), make_rows(kind), make_rows(kind, 1)
+    task: Task = Classification.fit([str(i) for i in range(CLASSES)] * 2)
+    if is_for_several((*names, like)):
+        task = make_tasks()
+        rows, held = divide(rows, task), divide(held, task)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model.head = nn.Linear(WIDTH, task.outputs)
     training = TrainingSpec(batch_size=8, learning_rate=5e-3, patience=None, checkpoint_every=1e-9)
     methods = methods or {name: make_method(name) for name in names}
     hooks = Hooks(
@@ -212,7 +239,7 @@ def make_loop(
         unlabelled=make_unlabelled(kind, methods),
     )
     return Loop(
-        make(kind), hooks, make_rows(kind), make_rows(kind, 1), training, epochs, 5e-3, torch.device("cpu"),
+        model, hooks, rows, held, training, epochs, 5e-3, torch.device("cpu"),
         checkpoint=checkpoint, identity="contract",
     )  # fmt: skip
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from headstart.errors import SpecError
-from headstart.spec import MethodSpec, Spec, parse_duration, parse_value
+from headstart.notation import parse_duration, parse_value
+from headstart.spec import MethodSpec, Spec
 
 # What a section may hold --------------------------------------------------------------------------
 

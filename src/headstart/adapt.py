@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import time
@@ -25,7 +24,7 @@ from headstart.model import Model
 from headstart.planning import Plan
 from headstart.protocols import Method, Modality, Task
 from headstart.spec import MethodSpec, Spec
-from headstart.stages import StageResult, Stages, make_task
+from headstart.stages import StageResult, Stages, task_of
 from headstart.tracking import Tracker, curves, open_tracker
 
 RUN = "run.json"
@@ -116,14 +115,14 @@ def _constructs(cls: type[Method]) -> bool:
 def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listener = lambda event, figures: None) -> Run:
     """Read, check and assemble; raises the BadInput that applies before anything is spent.
 
-    memory: `inputs`, `labels` (and `validation`, `test` pairs) when the rows are not in files.
+    memory: `inputs`, `labels` (and `validation`, `test` pairs) when the rows are not in files; by task of several.
     """
     started = time.monotonic()
     forget_peak_memory()
-    loaded = data.from_memory(spec=spec, **memory) if memory is not None else data.load(spec)
+    loaded = data.load_rows(spec, memory)
     modality: Modality = catalog.find("modalities", loaded.columns.modality)()
     labels = loaded.train.labels()
-    task = make_task(loaded.columns.task, labels, spec.task, spec.training.metric, loaded.columns.labels)
+    task = task_of(spec, loaded, labels)
     written = recipe.expand(
         spec,
         task=task.name,
@@ -159,6 +158,7 @@ def fit(
     train: Any = None,
     labels: Sequence[Any] | None = None,
     *,
+    tasks: Mapping[str, Any] | None = None,
     validation: Any = None,
     test: Any = None,
     unlabelled: Any = None,
@@ -186,14 +186,20 @@ def fit(
 
     train: a file or folder, or the inputs themselves (texts; paths, PIL pictures, arrays or sounds) with `labels`
     beside them; validation and test likewise (in memory: a pair of inputs and labels); unlabelled: inputs without
-    labels for methods that learn from them. With no `methods` the default recipe runs. With `out` the bundle is saved
-    there, and a run that was cut off goes on with `resume=True`.
+    labels for methods that learn from them. tasks, in place of all these, is several tasks on one backbone: name ->
+    `data` and `task` as in a spec, with pairs of inputs and labels where files may stand. With no `methods` the default
+    recipe runs. With `out` the bundle is saved there, and a run that was cut off goes on with `resume=True`.
 
     Raises BadInput (SpecError, DataError, BackboneError, MethodError, BundleError) before training, Interrupted on
     SIGINT with the state saved.
     """
     files = train is None or (isinstance(train, str | Path) and labels is None)
+    several: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
+    if tasks is not None:
+        several, memory = data.apart(tasks)
     flat = {
+        "tasks": several,
         "data__validation": str(validation) if files and validation is not None else None,
         "data__test": str(test) if files and test is not None else None,
         "data__unlabelled": str(unlabelled) if files and unlabelled is not None else None,
@@ -213,13 +219,10 @@ def fit(
     if resume and folder is not None and train is None and spec is None:
         spec = _unfinished(folder)
     asked = make_spec(train if files else None, spec=spec, methods=methods, sets=sets, **flat)
-    if files and asked.data.train is None:
+    if files and asked.data.train is None and not asked.tasks:
         raise SpecError("there is nothing to learn from: give the training file, or data.train in the spec")
-    memory = (
-        None
-        if files
-        else {"inputs": train, "labels": labels, "validation": validation, "test": test, "unlabelled": unlabelled}
-    )
+    if not files:
+        memory = {"inputs": train, "labels": labels, "validation": validation, "test": test, "unlabelled": unlabelled}
     if folder is not None and resume and (folder / "bundle.json").exists():
         listen("note", {"text": f"'{folder}' is finished; nothing to resume"})
         return bundles.load(folder)
@@ -347,7 +350,7 @@ def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float 
             frozen = inference.outputs(run.stages.model, run.test)
         if kept is None or run.spec.keep == "last" or _improves(run, results[position].score, results[kept[0]].score):
             last = position == len(run.spec.stages) - 1
-            kept = (position, run.stages if last or run.spec.keep == "last" else _frozen_copy(run.stages))
+            kept = (position, run.stages if last or run.spec.keep == "last" else run.stages.copy())
     if kept is None:
         raise SpecError("the spec has no stages to run")
     run.stages = kept[1]
@@ -357,14 +360,6 @@ def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float 
 def _improves(run: Run, new: float | None, old: float | None) -> bool:
     """Whether a stage's score beats the kept one; without scores the later stage does."""
     return new is None or old is None or run.task.better(new, old)
-
-
-def _frozen_copy(stages: Stages) -> Stages:
-    """The stages as they are now, with a model of their own."""
-    frozen = copy.copy(stages)
-    frozen.model = copy.deepcopy(stages.model)
-    frozen.remaining, frozen.files = list(stages.remaining), dict(stages.files)
-    return frozen
 
 
 def _keep_stage(run: Run, home: Path, results: list[StageResult]) -> None:

@@ -27,7 +27,7 @@ import torch
 
 from headstart import inference
 from headstart.encoded import Encoded
-from headstart.errors import BundleError, ProofError
+from headstart.errors import BundleError, ProofError, did_you_mean
 from headstart.hooks import Hooks
 from headstart.model import Model
 from headstart.protocols import Decoded, Method, Modality, Task
@@ -67,9 +67,46 @@ class Bundle:
         return self.task.labels
 
     @property
-    def temperature(self) -> float:
-        """What outputs are divided by before probabilities are made."""
-        return float(self.record.get("temperature", 1.0))
+    def temperature(self) -> Any:
+        """What outputs are divided by before probabilities are made; of several tasks one number each, by name."""
+        found = self.record.get("temperature", 1.0)
+        return found if isinstance(found, Mapping) else float(found)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of its tasks; none where it has just one."""
+        return tuple(member.name for member in self.task.members)
+
+    def only(self, task: str) -> Bundle:
+        """One of several tasks as a model of its own, with the same backbone; it can be used and saved like any other.
+
+        Raises BundleError for a task that is not there.
+        """
+        member = next((member for member in self.task.members if member.name == task), None)
+        head: Any = self.model.head
+        if member is None or not isinstance(head, torch.nn.Linear):
+            have = did_you_mean(task, self.tasks) if self.tasks else "this model has a single task, and it has no name"
+            raise BundleError(f"there is no task '{task}' in this model: {have}")
+        own = torch.nn.Linear(head.in_features, member.task.outputs).to(head.weight.device)
+        with torch.no_grad():
+            own.weight.copy_(head.weight[member.columns])
+            own.bias.copy_(head.bias[member.columns])
+        asked = self.record["spec"]
+        training = {**asked["training"], "sampling": "size", "metric": None}
+        spec = {**asked, **asked["tasks"][task], "tasks": {}, "training": training}
+        heat = self.temperature
+        record = {
+            **self.record,
+            "spec": spec,
+            "task": member.task.to_json(),
+            "columns": self.record["tasks"][task]["columns"],
+            "tasks": {},
+            "temperature": heat[task] if isinstance(heat, Mapping) else heat,
+            "lineage": lineage(self.record["lineage"]["id"], task),
+        }
+        model = Model(self.model.backbone, own).eval()
+        answers = self.probe_outputs[:, member.columns]
+        return Bundle(model, member.task, self.modality, record, self.probe_inputs, answers, self.methods, self.files)
 
     def outputs(self, inputs: Sequence[Any]) -> np.ndarray:
         """Raw outputs, (rows,K) float32, of raw inputs (texts; paths, bytes or arrays of pictures and sounds)."""
@@ -97,14 +134,16 @@ class Bundle:
         """Predictions with their score columns."""
         return self.task.decode(self.scores(inputs, tta=tta, seed=seed))
 
-    def predict(self, inputs: Sequence[Any], *, tta: int = 1, seed: int = 0) -> list[Any]:
+    def predict(self, inputs: Sequence[Any], *, task: str | None = None, tta: int = 1, seed: int = 0) -> list[Any]:
         """One answer a row: a label, a list of labels, a number or a list of numbers.
 
-        tta: how many views of each row are answered and averaged (test-time augmentation); 1 is the row alone.
+        Of several tasks a dictionary of answers by task, or with `task` the answers of that one. tta: how many views of
+        each row are answered and averaged (test-time augmentation); 1 is the row alone.
         """
         if isinstance(inputs, str | bytes):
             raise BundleError("predict expects a list of rows, received one string: write predict([text])")
-        return self.decode(list(inputs), tta=tta, seed=seed).prediction
+        model = self if task is None else self.only(task)
+        return model.decode(list(inputs), tta=tta, seed=seed).prediction
 
     def prove(self) -> float:
         """Run the stored probe again; the largest difference found. Raises ProofError when it is too large."""

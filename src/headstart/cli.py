@@ -30,6 +30,7 @@ Train = Annotated[
 Test = Annotated[str | None, typer.Option(help="labelled rows to report on")]
 Validation = Annotated[str | None, typer.Option(help="labelled rows to choose on; split off when left out")]
 Task = Annotated[str | None, typer.Option(help="classification, multilabel or regression; inferred when left out")]
+OneTask = Annotated[str | None, typer.Option("--task", help="of a model with several tasks, this one")]
 Unlabelled = Annotated[str | None, typer.Option(help="rows without labels, for methods that learn from them")]
 Text = Annotated[str | None, typer.Option(help="the text column")]
 Image = Annotated[str | None, typer.Option(help="the image column")]
@@ -138,6 +139,7 @@ def predict(
     bundle: Annotated[Path, typer.Argument(help="a bundle's folder")],
     rows: Annotated[str, typer.Argument(help="rows to answer, in any format that fit reads")],
     out: Annotated[Path, typer.Option(help=".csv, .tsv, .jsonl or .parquet")],
+    task: OneTask = None,
     tta: Views = 1,
     as_json: Json = False,
 ) -> None:
@@ -145,7 +147,7 @@ def predict(
     from headstart import verbs
     from headstart.terminal import Terminal
 
-    count = verbs.predict(bundle, rows, out, tta=tta)
+    count = verbs.predict(bundle, rows, out, task=task, tta=tta)
     Terminal().say(f"done: {count} rows answered in '{out}'")
     if as_json:
         _print_json({"rows": count, "out": str(out)})
@@ -159,6 +161,7 @@ def evaluate(
         list[str] | None, typer.Option("--slice", help="a column; each value is measured by itself")
     ] = None,
     on_bad_row: Annotated[str, typer.Option(help="error or skip")] = "error",
+    task: OneTask = None,
     robust: Annotated[bool, typer.Option("--robust", help="measure attacked and spoiled rows too")] = False,
     robust_rows: Annotated[int, typer.Option(min=1, help="rows that are attacked at most")] = 300,
     radius: Annotated[list[float] | None, typer.Option(min=0.0, help="of an attack, instead of the usual two")] = None,
@@ -171,7 +174,7 @@ def evaluate(
 
     terminal = Terminal()
     measured = verbs.evaluate(
-        bundle, rows, slices=slice_ or (), on_bad_row=on_bad_row, robust=robust, robust_rows=robust_rows,
+        bundle, rows, task=task, slices=slice_ or (), on_bad_row=on_bad_row, robust=robust, robust_rows=robust_rows,
         radii=radius or None, tta=tta,
     )  # fmt: skip
     terminal.say(f"{measured['task']} on {measured['rows']} rows (value [95 % interval])")

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,14 @@ from headstart.adapt import Run, execute, make_spec, prepare
 from headstart.errors import SpecError
 from headstart.evaluation.versus import Answers, effects, summarise
 from headstart.loop import Listener
+from headstart.members import Member
 from headstart.planning import choose_epochs
 from headstart.protocols import Task
-from headstart.spec import Spec
+from headstart.spec import DataSpec, MethodSpec, Spec
 from headstart.stages import make_methods
 
 RECIPE = "recipe"
+SINGLE = "single"
 SCRATCH_EPOCHS = 2
 """A network that starts at random is given this many times the plan's epochs: it has more to learn."""
 
@@ -37,6 +39,8 @@ TEST_FRACTION = 0.2
 """Share of the rows set aside to measure on when no test file is given."""
 
 CELLS = "cells"
+ADDED = ("rows", "seconds", "cpu_seconds", "trainable", "total", "bytes")
+"""Costs of a cell that add up where tasks are fitted one by one."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +105,22 @@ class _Fit:
 def arm_spec(spec: Spec, arm: str) -> Spec:
     """The spec of an arm: 'recipe', 'scratch', 'probe', 'finetune', any methods as `a+b:k=v`, or a spec's file.
 
+    'single', for a spec of several tasks, is the spec itself, whose tasks are then fitted one by one.
+
     A file (`.toml`, or a bundle whose run to repeat) gives everything but the rows, which are the comparison's.
     """
     record = spec.to_json()
     if arm == RECIPE:
         return spec
+    if arm == SINGLE:
+        if not spec.tasks:
+            raise SpecError("the arm 'single' fits each of several tasks alone, and this spec has one task")
+        return spec
     if _is_file(arm):
         path = Path(arm)
         other = Spec.read(path / "bundle.json" if path.is_dir() else path).to_json()
-        return Spec.make({**other, "data": record["data"]})
+        rows = {"data": record["data"], "tasks": record["tasks"]}
+        return Spec.make({**other, **rows, **({"task": record["task"]} if spec.tasks else {})})
     record["stages"], record["keep"] = [], "last"
     if arm == "scratch":
         record["methods"] = []
@@ -132,7 +143,15 @@ def budget_spec(spec: Spec, budget: str) -> Spec:
         change = {"fraction": float(text[:-1]) / 100} if text.endswith("%") else {"per_class": int(text)}
     except ValueError:
         raise SpecError(f"expected label budgets such as 10% or 8 (rows a class), received '{budget}'") from None
-    return Spec.make({**spec.to_json(), "data": {**spec.to_json()["data"], **change}})
+    return _with_data(spec, change)
+
+
+def _with_data(spec: Spec, change: Mapping[str, Any]) -> Spec:
+    """The spec with keys of `data` changed, in every task where there are several."""
+    record = spec.to_json()
+    for part in record["tasks"].values() if spec.tasks else (record,):
+        part["data"] |= change
+    return Spec.make(record)
 
 
 def compare(
@@ -165,21 +184,41 @@ def compare(
     for fit in fits:
         run = _prepared(fit)
         task, found.metric = run.task, run.task.metric
-        before = _done(keep, run) if resume and keep is not None else None
-        cell, scores = before or _fit(fit, run, keep)
+        place = None if keep is None else keep / _key(fit, run)
+        before = _done(place) if resume and place is not None else None
+        cell, scores = before or (_fit_each if fit.arm == SINGLE else _fit)(fit, run)
+        if before is None and place is not None:
+            _keep(place, cell, scores)
         found.cells.append(cell)
         if run.test is None or run.test.targets is None:
             raise SpecError("there are no test rows to compare on")
         by_seed = answers.setdefault((fit.arm, fit.budget), {})
         by_seed.setdefault(fit.seed, []).append(Answers(scores, run.test.targets.numpy()))
         listen("cell", {"cell": cell, "metric": found.metric, "done": len(found.cells), "of": len(fits)})
-    same_rows = fits[0].spec.data.test is not None or folds is not None
+    same_rows = folds is not None or all(data.test is not None for data in _data_of(fits[0].spec))
     if task is not None:
         found.summary = summarise(task, [asdict(cell) for cell in found.cells], answers, same_rows=same_rows)
         found.transfer = effects(task, baseline, answers, same_rows=same_rows)
+        for member in task.members:
+            own = {
+                arm: {s: [_share(a, member) for a in each] for s, each in seeds.items()}
+                for arm, seeds in answers.items()
+            }
+            each = effects(member.task, baseline, own, same_rows=same_rows)
+            found.transfer += [{**effect, "against": f"{effect['against']} ({member.name})"} for effect in each]
     if out is not None:
         found.write(out)
     return found
+
+
+def _data_of(spec: Spec) -> list[DataSpec]:
+    return [own.data for own in spec.tasks.values()] or [spec.data]
+
+
+def _share(answers: Answers, member: Member) -> Answers:
+    """What a fit of several tasks answered to the rows of one."""
+    rows = member.rows(answers.targets)
+    return Answers(answers.scores[rows][:, member.columns], member.own(answers.targets[rows]))
 
 
 def _plan(
@@ -188,12 +227,14 @@ def _plan(
     """Every fit to come, each spec made and its methods looked up before anything is trained."""
     if seeds < 1:
         raise SpecError(f"expected at least 1 seed, received {seeds}")
+    if folds is not None and base.tasks:
+        raise SpecError("folds are parts of one set of rows, and this spec has several tasks: give each test rows")
     if folds is not None and base.data.test is not None:
         raise SpecError("folds and a test file are two ways to measure: leave one of them out")
     if folds is not None:
         base = Spec.make(base.to_json(), data__folds=folds, data__fold=1)
-    elif base.data.test is None and base.data.test_fraction == 0:
-        base = Spec.make(base.to_json(), data__test_fraction=TEST_FRACTION)
+    elif all(data.test is None and data.test_fraction == 0 for data in _data_of(base)):
+        base = _with_data(base, {"test_fraction": TEST_FRACTION})
     fits = []
     for arm in dict.fromkeys((baseline, *against)):
         whole = arm_spec(base, arm)
@@ -215,7 +256,7 @@ def _prepared(fit: _Fit) -> Run:
     return run
 
 
-def _fit(fit: _Fit, run: Run, keep: Path | None) -> tuple[Cell, np.ndarray]:
+def _fit(fit: _Fit, run: Run) -> tuple[Cell, np.ndarray]:
     started, busy = time.monotonic(), time.process_time()
     made = execute(run, None)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - busy
@@ -230,23 +271,58 @@ def _fit(fit: _Fit, run: Run, keep: Path | None) -> tuple[Cell, np.ndarray]:
         report["cost"]["peak_memory_bytes"], report["parameters"]["trainable"], report["parameters"]["total"],
         sum(value.numel() * value.element_size() for value in weights), kept["name"],
     )  # fmt: skip
-    if keep is not None:
-        keep.mkdir(parents=True, exist_ok=True)
-        np.save(keep / f"{_key(run)}.npy", scores)
-        # Written last: answers without a cell are not a finished fit.
-        (keep / f"{_key(run)}.json").write_text(json.dumps(asdict(cell)) + "\n", encoding="utf-8")
     return cell, scores
 
 
-def _key(run: Run) -> str:
-    return hashlib.sha256(run.identity.encode()).hexdigest()[:32]
+def _fit_each(fit: _Fit, run: Run) -> tuple[Cell, np.ndarray]:
+    """Every task of the spec by itself, with the same settings less the methods that need several; one cell for all."""
+    targets = None if run.test is None else run.test.targets
+    if targets is None:
+        raise SpecError("there are no test rows to compare on")
+    scores = np.zeros((len(targets), run.task.outputs), dtype=np.float32)
+    cells: list[Cell] = []
+    for member in run.task.members:
+        alone = prepare(_for_one(fit.spec.alone(member.name)))
+        cell, own = _fit(fit, alone)
+        cells.append(cell)
+        rows = np.flatnonzero(member.rows(targets.numpy()))
+        scores[rows[:, None], np.arange(run.task.outputs)[member.columns]] = own
+    value = run.task.measure(scores, targets.numpy())[run.task.metric]
+    sums = {key: sum(getattr(cell, key) for cell in cells) for key in ADDED}
+    peak = max(cell.peak_memory_bytes for cell in cells)
+    return replace(cells[0], value=value, peak_memory_bytes=peak, stage="each", **sums), scores
 
 
-def _done(keep: Path, run: Run) -> tuple[Cell, np.ndarray] | None:
+def _for_one(spec: Spec) -> Spec:
+    """The spec without methods that require several tasks, and with the task's own metric."""
+
+    def fits(listed: Sequence[MethodSpec]) -> tuple[MethodSpec, ...]:
+        made = make_methods(tuple(listed))
+        return tuple(one for one in listed if "task.multitask" not in made[one.name].requires())
+
+    stages = tuple(stage.model_copy(update={"methods": fits(stage.methods)}) for stage in spec.stages)
+    methods = None if spec.methods is None else fits(spec.methods)
+    training = spec.training.model_copy(update={"metric": None})
+    return spec.model_copy(update={"stages": stages, "methods": methods, "training": training})
+
+
+def _key(fit: _Fit, run: Run) -> str:
+    """The name of a fit's files. Tasks that are fitted one by one have the spec and the rows of those that are not."""
+    return hashlib.sha256((run.identity + (SINGLE if fit.arm == SINGLE else "")).encode()).hexdigest()[:32]
+
+
+def _keep(place: Path, cell: Cell, scores: np.ndarray) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    np.save(place.with_suffix(".npy"), scores)
+    # Written last: answers without a cell are not a finished fit.
+    place.with_suffix(".json").write_text(json.dumps(asdict(cell)) + "\n", encoding="utf-8")
+
+
+def _done(place: Path) -> tuple[Cell, np.ndarray] | None:
     """The cell and the answers of a fit that was finished before, by its spec and its data."""
-    record, scores = keep / f"{_key(run)}.json", keep / f"{_key(run)}.npy"
     try:
-        return Cell(**json.loads(record.read_text(encoding="utf-8"))), np.load(scores, allow_pickle=False)
+        cell = Cell(**json.loads(place.with_suffix(".json").read_text(encoding="utf-8")))
+        return cell, np.load(place.with_suffix(".npy"), allow_pickle=False)
     except (OSError, ValueError, TypeError):
         return None
 

@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from headstart.data.batches import by_length, by_pairs, by_task
 from headstart.protocols import Backbone, Modality, Prepared, Task
+from headstart.spec import TrainingSpec
 from headstart.values import Batch
 
 
@@ -39,7 +42,10 @@ class Encoded:
         prepared = modality.prepare(inputs, backbone)
         targets = task.encode(labels) if task is not None and labels is not None else None
         rows = len(prepared)
-        return cls(prepared, targets, torch.ones(rows), torch.zeros(rows, dtype=torch.int64), inputs)
+        origin = torch.zeros(rows, dtype=torch.int64)
+        if task is not None and targets is not None:
+            origin = task.origins(targets)
+        return cls(prepared, targets, torch.ones(rows), origin, inputs)
 
     def extended(
         self, modality: Modality, backbone: Backbone, inputs: Sequence[Any], added: Sequence[tuple[int, Any]]
@@ -56,6 +62,17 @@ class Encoded:
 
     def __len__(self) -> int:
         return len(self.prepared)
+
+    def plan(self, training: TrainingSpec, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch as row numbers: a function of the rows, the settings, the seed and the epoch."""
+        seed, size, lengths = training.seed, training.batch_rows, self.prepared.lengths
+        if training.batches == "pairs" and self.targets is not None and self.targets.ndim == 1:
+            return by_pairs(self.targets.numpy(), size, seed=seed, epoch=epoch)
+        if bool((self.origin == self.origin[:1]).all()):
+            return by_length(lengths, size, seed=seed, epoch=epoch)
+        how, heat = training.sampling, training.sampling_temperature
+        origin = self.origin.numpy()
+        return by_task(lengths, origin, size, sampling=how, temperature=heat, seed=seed, epoch=epoch)
 
     def batch(self, rows: Sequence[int]) -> Batch:
         """The batch of these rows, in this order."""

@@ -9,7 +9,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ from headstart import inference, robustness
 from headstart.bundle import Bundle
 from headstart.data import Data
 from headstart.encoded import Encoded
+from headstart.members import Member
 from headstart.planning import Plan
 from headstart.protocols import Task
 from headstart.spec import Spec
@@ -45,6 +46,8 @@ class Evidence:
     plan: Plan
     chosen: Chosen
     started: float
+    parts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Of several tasks each one's share of the report, by name."""
 
     def bundle(self, test: Encoded | None) -> Bundle:
         """The finished bundle: calibrated, measured, with its report."""
@@ -57,7 +60,7 @@ class Evidence:
             made.record["temperature"] = self._temperature(held_out, validation)
         else:
             kept = self.chosen.results[self.chosen.position].details
-            made.record["temperature"] = float(kept.get("temperature", 1.0))
+            made.record["temperature"] = kept.get("temperature", 1.0)
         metrics: dict[str, Any] = {}
         details: dict[str, Any] = {}
         transfer: list[dict[str, Any]] = []
@@ -76,7 +79,7 @@ class Evidence:
         made.report = self._report(made, measured)
         return made
 
-    def _transfer(self, outputs: np.ndarray, test: Encoded, temperature: float) -> list[dict[str, Any]]:
+    def _transfer(self, outputs: np.ndarray, test: Encoded, temperature: Any) -> list[dict[str, Any]]:
         """What adapting the backbone gained over its frozen probe, on the test rows, where the run made both."""
         from headstart.evaluation.intervals import difference
 
@@ -102,19 +105,17 @@ class Evidence:
         )  # fmt: skip
         return {"split": name, **measured}
 
-    def _temperature(self, outputs: np.ndarray, rows: Encoded) -> float:
-        if self.task.name == "regression" or rows.targets is None:
-            return 1.0
-        from headstart.evaluation.calibration import fit_temperature
+    def _temperature(self, outputs: np.ndarray, rows: Encoded) -> Any:
+        from headstart.evaluation.calibration import temperature_of
 
-        return float(fit_temperature(torch.from_numpy(outputs), rows.targets))
+        return 1.0 if rows.targets is None else temperature_of(self.task, outputs, rows.targets.numpy())
 
     def _measure(
         self,
         name: str,
         outputs: np.ndarray,
         rows: Encoded,
-        temperature: float,
+        temperature: Any,
         metrics: dict[str, Any],
         details: dict[str, Any],
     ) -> None:
@@ -124,6 +125,10 @@ class Evidence:
         if part is None or rows.targets is None:
             return
         scores = self.task.scores(torch.from_numpy(outputs), temperature).numpy()
+        if self.task.members:
+            metrics[name] = self._measure_each(name, scores, rows.targets.numpy(), temperature)
+            details[name] = {"rows": len(rows)}
+            return
         measured = measure_split(
             self.task,
             scores,
@@ -134,6 +139,46 @@ class Evidence:
         )
         metrics[name] = measured.pop("metrics")
         details[name] = measured
+
+    def _measure_each(self, name: str, scores: np.ndarray, targets: np.ndarray, temperature: Any) -> dict[str, Any]:
+        """Every task on its own rows of a split, into `parts`; returns `mean` and all metrics with the tasks' names."""
+        from headstart.evaluation import measure_split
+        from headstart.evaluation.intervals import intervals
+
+        seed = self.spec.training.seed
+        found = {k: v.to_json() for k, v in intervals(self.task, scores, targets, names=("mean",), seed=seed).items()}
+        for member in self.task.members:
+            own, rows = self.data.tasks[member.name], member.rows(targets)
+            part = own.test if name == "test" else own.validation
+            share = self.parts.setdefault(member.name, self._share(member, temperature))
+            if part is None or not rows.any():
+                continue
+            measured = measure_split(
+                member.task,
+                scores[rows][:, member.columns],
+                member.own(targets[rows]),
+                inputs=part.inputs(),
+                row_ids=part.source_rows.tolist(),
+                seed=seed,
+            )
+            share["metrics"][name] = measured.pop("metrics")
+            share["splits"][name] = measured
+            found |= {f"{member.name}.{metric}": value for metric, value in share["metrics"][name].items()}
+        return found
+
+    def _share(self, member: Member, temperature: Any) -> dict[str, Any]:
+        """What the report says of one task, before it is measured."""
+        own = self.data.tasks[member.name]
+        return {
+            "task": member.task.name,
+            "labels": list(member.task.labels),
+            "metric": member.task.metric,
+            "metrics": {},
+            "splits": {},
+            "rows": own.rows.to_json(),
+            "temperature": temperature[member.name] if isinstance(temperature, Mapping) else temperature,
+            "columns": own.columns.to_json(),
+        }
 
     def _report(self, made: Bundle, measured: Mapping[str, Any]) -> Report:
         from headstart.evaluation import Report
@@ -149,6 +194,7 @@ class Evidence:
                 "labels": list(self.task.labels),
                 "metric": self.task.metric,
                 **measured,
+                "tasks": self.parts,
                 "rows": self.data.rows.to_json(),
                 "parameters": {
                     "trainable": results[self.chosen.position].trainable,
@@ -223,6 +269,7 @@ class Evidence:
             "fingerprint": loaded.fingerprint,
             "lineage": bundles.lineage(None, results[-1].name),
             "temperature": 1.0,
+            "tasks": {name: {"columns": own.columns.to_json()} for name, own in loaded.tasks.items()},
         }
         stages.model.eval()
         made = Bundle(

@@ -64,7 +64,8 @@ class Hooks:
                     )
 
     def _offers(self, need: str) -> bool:
-        if need == "run.start":  # every run has one; asking for it is what keeps it (`adapt`)
+        # Every run has a start; asking for it is what keeps it (`adapt`). Mixed batches are seen to by stages.
+        if need in ("run.start", "run.mixed"):
             return True
         if need == "run.unlabelled":
             return self.unlabelled is not None

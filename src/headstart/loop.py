@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from headstart import inference
-from headstart.data.batches import by_length, by_pairs
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, HeadstartError, Interrupted
 from headstart.hooks import Hooks
@@ -111,11 +110,7 @@ class Loop:
 
     def _plan(self, epoch: int) -> list[Any]:
         """The batches of an epoch as row indices, each with the factor on its weights."""
-        seed, size, targets = self.training.seed, self.training.batch_rows, self.train_rows.targets
-        if self.training.batches == "pairs" and targets is not None and targets.ndim == 1:
-            plan = by_pairs(targets.numpy(), size, seed=seed, epoch=epoch)
-        else:
-            plan = by_length(self.train_rows.prepared.lengths, size, seed=seed, epoch=epoch)
+        plan = self.train_rows.plan(self.training, epoch)
         # Every process takes each n-th batch. Where they do not divide evenly, a batch without weight fills the gap,
         # so that all processes step together.
         fillers = -len(plan) % self.accelerator.num_processes

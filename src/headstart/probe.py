@@ -11,7 +11,7 @@ of scikit-learn's LogisticRegression. Solved by L-BFGS (Liu & Nocedal 1989), ful
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,12 +37,13 @@ TOLERANCE = 1e-6
 class Probe:
     """weight: (K,D), bias: (K,), c: the chosen strength, score: the task's metric on rows not fitted, outputs: theirs.
 
+    Of several tasks each is solved on its own rows, and c is one strength a task by name.
     held_out: (rows,K) raw outputs on the validation rows, or out-of-fold on the training rows.
     """
 
     weight: Tensor
     bias: Tensor
-    c: float
+    c: float | Mapping[str, float]
     score: float
     held_out: Tensor
 
@@ -61,6 +62,8 @@ def fit(
     features: (n,D) float32; targets as the task encodes them; validation: the same pair for rows to choose on.
     extra: rows that are always fitted and never held out, such as texts made of the classes' names.
     """
+    if task.members:
+        return _each(features, targets, task, validation, seed)
     x, rows = torch.from_numpy(np.ascontiguousarray(features)).double(), len(features)
     if extra is not None:
         x = torch.cat([x, torch.from_numpy(np.ascontiguousarray(extra[0])).double()])
@@ -78,6 +81,27 @@ def fit(
     best, score = _choose(task, answers, targets[:rows])
     weight, bias = solve(x, targets, task, STRENGTHS[best])
     return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
+
+
+def _each(
+    features: np.ndarray, targets: Tensor, task: Task, validation: tuple[np.ndarray, Tensor] | None, seed: int
+) -> Probe:
+    """The probes of several tasks side by side, each on its own rows; a task without validation rows takes folds."""
+    held_targets = targets if validation is None else validation[1]
+    weight, bias = torch.zeros(task.outputs, features.shape[1]), torch.zeros(task.outputs)
+    held_out = torch.zeros(len(held_targets), task.outputs)
+    strengths: dict[str, float] = {}
+    for member in task.members:
+        rows, held_rows, held = member.rows(targets), member.rows(held_targets), None
+        if validation is not None and bool(held_rows.any()):
+            held = (validation[0][held_rows.numpy()], member.own(held_targets[held_rows]))
+        found = fit(features[rows.numpy()], member.own(targets[rows]), member.task, held, seed=seed)
+        weight[member.columns], bias[member.columns] = found.weight, found.bias
+        strengths[member.name] = float(found.c)  # type: ignore[arg-type]
+        if validation is None or held is not None:
+            held_out[held_rows.nonzero(), torch.arange(task.outputs)[member.columns]] = found.held_out
+    scores = task.scores(held_out).numpy()
+    return Probe(weight, bias, strengths, task.measure(scores, held_targets.numpy())[task.metric], held_out)
 
 
 def out_of_fold(features: np.ndarray, targets: Tensor, task: Task, *, seed: int = 0) -> Tensor:

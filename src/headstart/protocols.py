@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.members import Member
 from headstart.values import Batch, Features, Group, Progress, View
 
 if TYPE_CHECKING:
@@ -166,13 +167,22 @@ class Task(ABC):
         """K."""
         return len(self.labels)
 
+    @property
+    def members(self) -> Sequence[Member]:
+        """The tasks that this one is made of; none for a single task."""
+        return ()
+
+    def origins(self, targets: Tensor) -> Tensor:
+        """`Batch.origin` of rows with these targets, (rows,) int64."""
+        return torch.zeros(len(targets), dtype=torch.int64)
+
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The training loss of each row, (N,). outputs (N,K); targets as `encode` or `mix` made them."""
 
     @abstractmethod
-    def scores(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
-        """Probabilities or values, (N,K), from raw outputs."""
+    def scores(self, outputs: Tensor, temperature: Any = 1.0) -> Tensor:
+        """Probabilities or values, (N,K), from raw outputs; several tasks take a temperature each, by name."""
 
     @abstractmethod
     def decode(self, scores: np.ndarray) -> Decoded:

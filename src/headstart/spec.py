@@ -2,7 +2,7 @@
 
 A spec is frozen, hashable (`digest`), saved in every bundle, and running it again repeats the run. Unknown keys are
 refused with the nearest known one. Sections: `data`, `task`, `backbone`, `training`, `evaluation`, plus `methods` and
-`stages`.
+`stages`; for several tasks on one backbone `tasks`, a table of `data` and `task` a name, in place of the first two.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headstart.errors import SpecError, did_you_mean
+from headstart.notation import parse_duration, parse_value, split_commas, written
 
 
 class _Section(BaseModel):
@@ -74,6 +75,13 @@ class TaskSpec(_Section):
     )
 
 
+class MemberSpec(_Section):
+    """One task of several: its rows, and what is to be learned of them."""
+
+    data: DataSpec = DataSpec()
+    task: TaskSpec = TaskSpec()
+
+
 class BackboneSpec(_Section):
     """The pretrained network."""
 
@@ -108,13 +116,13 @@ class MethodSpec(_Section):
         if not name.strip():
             raise SpecError(f"expected a method as name[:key=value,...], received '{text}'")
         options: dict[str, Any] = {}
-        for part in filter(None, (piece.strip() for piece in _split_commas(rest))):
+        for part in filter(None, (piece.strip() for piece in split_commas(rest))):
             key, equals, value = part.partition("=")
             options[key.strip().replace("-", "_")] = parse_value(value) if equals else True
         return cls(name=name.strip(), options=options)
 
     def __str__(self) -> str:
-        listed = ",".join(f"{key}={_written(value)}" for key, value in self.options.items())
+        listed = ",".join(f"{key}={written(value)}" for key, value in self.options.items())
         return f"{self.name}:{listed}" if listed else self.name
 
 
@@ -138,6 +146,10 @@ class TrainingSpec(_Section):
     batches: Literal["length", "pairs"] = Field(
         "length", description="rows of like length together, or every row with another of its class"
     )
+    sampling: Literal["size", "temperature", "uniform", "round_robin"] = Field(
+        "size", description="of several tasks: each one's share of an epoch; round_robin has one task a batch"
+    )
+    sampling_temperature: float = Field(2.0, ge=1, description="T of shares that go with rows^(1/T); 1 is by size")
     task_weight: float = Field(
         1.0, ge=0, description="factor on the task's loss; 0 leaves the methods' penalties alone"
     )
@@ -219,6 +231,7 @@ class Spec(_Section):
 
     data: DataSpec = DataSpec()
     task: TaskSpec = TaskSpec()
+    tasks: dict[str, MemberSpec] = Field(default_factory=dict, description="several tasks on one backbone, by name")
     backbone: BackboneSpec = BackboneSpec()
     methods: tuple[MethodSpec, ...] | None = None
     training: TrainingSpec = TrainingSpec()
@@ -238,9 +251,45 @@ class Spec(_Section):
         names = [stage.name for stage in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stages need different names, received {names}")
-        if self.data.split in ("group", "time") and getattr(self.data, self.data.split) is None:
-            raise ValueError(f"data.split = '{self.data.split}' needs data.{self.data.split}, the column to split by")
+        for where, data in (("", self.data), *((f"tasks.{name}.", own.data) for name, own in self.tasks.items())):
+            if data.split in ("group", "time") and getattr(data, data.split) is None:
+                raise ValueError(f"{where}data.split = '{data.split}' needs data.{data.split}, the column to split by")
+        if self.tasks:
+            self._several()
+        elif self.training.sampling != "size":
+            raise ValueError(
+                "training.sampling shares an epoch between several tasks, and this run has one: leave it out"
+            )
+        if "multitask" in (self.task.name, *(own.task.name for own in self.tasks.values())):
+            raise ValueError("task.name says what one set of rows is about; several have a table [tasks.NAME] each")
         return self
+
+    def _several(self) -> None:
+        """What runs of several tasks must and must not have."""
+        if len(self.tasks) == 1:
+            raise ValueError("tasks: expected two or more, received one; give it as data and task at the top instead")
+        for name in self.tasks:
+            if not re.fullmatch(r"[A-Za-z0-9]\w*", name):
+                raise ValueError(f"tasks: expected names of letters, digits and underscores, received '{name}'")
+        for key, section in (("data", DataSpec), ("task", TaskSpec)):
+            if (given := getattr(self, key)) != section():
+                first = min(given.model_fields_set, default="")
+                raise ValueError(
+                    f"{key}.{first} stands beside tasks, which have their own: write it in tasks.NAME.{key}"
+                )
+        if self.training.batches == "pairs" or any(s.training.get("batches") == "pairs" for s in self.stages):
+            raise ValueError("training.batches = 'pairs' is about rows of one class, which several tasks do not share")
+        for stage in self.stages:
+            if stage.task:
+                raise ValueError(
+                    f"stage '{stage.name}' changes its task, of which there are several: use tasks.NAME.task"
+                )
+
+    def alone(self, name: str) -> Spec:
+        """The spec of one of the tasks by itself, with the same settings."""
+        own = self.tasks[name]
+        plain = self.training.model_copy(update={"sampling": "size"})
+        return self.model_copy(update={"tasks": {}, "data": own.data, "task": own.task, "training": plain})
 
     @classmethod
     def make(cls, record: Mapping[str, Any] | None = None, sets: Sequence[str] = (), **flat: Any) -> Spec:
@@ -289,64 +338,6 @@ class Spec(_Section):
     def digest(self) -> str:
         """sha256 of the canonical JSON."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
-
-
-def parse_value(text: str) -> Any:
-    """A TOML value (`3`, `0.1`, `true`, `[1, 2]`, `"a b"`), else the text itself."""
-    text = text.strip()
-    if text.lower() in ("none", "null"):
-        return None
-    try:
-        value = tomllib.loads(f"v = {text}")["v"]
-        # TOML also reads dates, and a line break would end the value.
-        return value if isinstance(value, bool | int | float | str | list | dict) and "\n" not in text else text
-    except tomllib.TOMLDecodeError:
-        lowered = text.lower()
-        if lowered in ("true", "false"):
-            return lowered == "true"
-        try:
-            return float(text)
-        except ValueError:
-            return text
-
-
-def parse_duration(text: str) -> float:
-    """Seconds from '90', '90s', '10m', '1.5h'. Raises SpecError otherwise."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|h)?\s*", text)
-    if not match:
-        raise SpecError(f"expected a duration such as 90s, 10m or 1.5h, received '{text}'")
-    return float(match[1]) * {None: 1, "s": 1, "m": 60, "h": 3600}[match[2]]
-
-
-def _split_commas(text: str) -> list[str]:
-    """Split at commas outside brackets and quotes. A quote opens at the start of a value only: `it's` has none."""
-    parts, start, depth, quote, before = [], 0, 0, "", ","
-    for place, mark in enumerate(text):
-        if quote:
-            if mark == quote and not (before == "\\" and quote == '"'):
-                quote = ""
-        elif mark in "\"'" and before in ",=[{":
-            quote = mark
-        elif mark in "[{]}":
-            depth += 1 if mark in "[{" else -1
-        elif mark == "," and depth <= 0:
-            parts.append(text[start:place])
-            start = place + 1
-        # A backslash that is itself escaped escapes nothing.
-        before = "" if before == mark == "\\" else before if mark == " " and not quote else mark
-    return [*parts, text[start:]]
-
-
-def _written(value: Any) -> str:
-    """The text from which `parse_value` makes an equal value."""
-    if isinstance(value, str):
-        # TOML wants every control character escaped; JSON leaves this one.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_written, value))}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{_written(key)} = {_written(item)}' for key, item in value.items())}}}"
-    return json.dumps(value)
 
 
 def _plain(value: Any) -> Any:

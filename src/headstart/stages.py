@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from headstart import bundle, catalog, heads, inference, label_errors, planning, probe, tasks
+from headstart.data import Data
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError, did_you_mean
-from headstart.evaluation.calibration import fit_temperature
+from headstart.evaluation.calibration import temperature_of
 from headstart.hooks import Hooks
 from headstart.loop import Listener, Loop
 from headstart.model import Model
@@ -97,15 +100,26 @@ class Stages:
     suspects: list[label_errors.Suspect] = field(default_factory=list)
     """Training rows whose label looks wrong, the likeliest first."""
 
+    def copy(self) -> Stages:
+        """The stages as they are now, with a model of their own."""
+        frozen = copy.copy(self)
+        frozen.model = copy.deepcopy(self.model)
+        frozen.remaining, frozen.files = list(self.remaining), dict(self.files)
+        return frozen
+
     def training(self, stage: StageSpec) -> TrainingSpec:
         """The run's training section with the stage's changes."""
         return TrainingSpec.model_validate({**self.spec.training.model_dump(), **stage.training})
 
     def stage_task(self, stage: StageSpec) -> Task:
         """The task with the stage's loss options."""
+        metric = self.training(stage).metric
+        if self.task.members:
+            kinds = {m.name: m.task.name for m in self.task.members}
+            columns = {m.name: m.task.labels for m in self.task.members}
+            return make_tasks(kinds, self.labels, self.spec, metric, columns)
         options = TaskSpec.model_validate({**self.spec.task.model_dump(), **stage.task})
-        columns = self.task.labels if self.task.name == "regression" else ()
-        return make_task(self.task.name, self.labels, options, self.training(stage).metric, columns)
+        return make_task(self.task.name, self.labels, options, metric, self.task.labels)
 
     def check(self, stage: StageSpec) -> tuple[dict[str, Method], Hooks]:
         """Methods and their legality, before anything is spent."""
@@ -117,6 +131,12 @@ class Stages:
             methods, self.stage_task(stage), self.modality, seed, unlabelled=self.unlabelled, bundle=bundle.load
         )
         training = self.training(stage)
+        compares = [name for name, method in methods.items() if "run.mixed" in method.requires()]
+        if compares and training.sampling == "round_robin":
+            raise SpecError(
+                f"'{compares[0]}' compares the tasks of a batch, and training.sampling = 'round_robin' puts one task "
+                f"in each: choose size, temperature or uniform"
+            )
         if training.optimizer == "lbfgs" and (
             len(methods) != 1 or getattr(methods.get("freeze"), "probe", False) is not True
         ):
@@ -199,8 +219,8 @@ class Stages:
         if training.name_rows:
             details["rows_added"] = {"name_rows": training.name_rows * self.task.outputs}
         # Answers out of fold are honest only while the backbone has not seen the rows' labels.
-        if crossed and self.untouched and self.task.name != "regression" and self.train_rows.targets is not None:
-            details["temperature"] = fit_temperature(found.held_out, self.train_rows.targets)
+        if crossed and self.untouched and self.train_rows.targets is not None:
+            details["temperature"] = temperature_of(self.task, found.held_out, self.train_rows.targets)
         trainable = sum(p.numel() for p in head.parameters())
         return StageResult(stage.name, found.score, 0.0, len(self.train_rows), trainable, "solved", details=details)
 
@@ -310,8 +330,6 @@ class Stages:
         self, stages: tuple[StageSpec, ...], row_seconds: Callable[[bool, TrainingSpec], float] | None
     ) -> list[planning.StagePlan]:
         """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed."""
-        import copy
-
         found = []
         for stage in stages:
             methods, hooks = self.check(stage)
@@ -339,15 +357,49 @@ class Stages:
         return found
 
 
+def task_of(spec: Spec, loaded: Data, labels: list[Any]) -> Task:
+    """The task of the rows, or the tasks."""
+    if loaded.tasks:
+        kinds = {name: own.columns.task for name, own in loaded.tasks.items()}
+        columns = {name: own.columns.labels for name, own in loaded.tasks.items()}
+        return make_tasks(kinds, labels, spec, spec.training.metric, columns)
+    return make_task(loaded.columns.task, labels, spec.task, spec.training.metric, loaded.columns.labels)
+
+
 def make_task(name: str, labels: list[Any], options: TaskSpec, metric: str | None, columns: Sequence[str] = ()) -> Task:
     """The task fitted to the training labels, with only the options that differ from their defaults.
 
     metric: what is compared, with its direction; raises SpecError for one the task does not measure. columns: the label
     columns, which name the targets of a regression.
     """
-    chosen = {k: v for k, v in options.model_dump().items() if k != "name" and v != TaskSpec.model_fields[k].default}
+    chosen = _options(name, options, columns)
     if metric is not None:
         chosen["metric"] = metric
+    return tasks.fit(name, labels, **chosen)
+
+
+def make_tasks(
+    kinds: Mapping[str, str],
+    labels: list[Any],
+    spec: Spec,
+    metric: str | None,
+    columns: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> Task:
+    """The tasks of a spec as one, fitted to the training labels, pairs of a task's name and a row's label.
+
+    kinds: name -> classification, multilabel, ... metric: `mean` when left out, or a task's, as `topic.macro_f1`.
+    columns: name -> label columns.
+    """
+    asked = {
+        name: {"name": kind, **_options(kind, spec.tasks[name].task, columns.get(name, ()))}
+        for name, kind in kinds.items()
+    }
+    return tasks.fit("multitask", labels, tasks=asked, **({} if metric is None else {"metric": metric}))
+
+
+def _options(name: str, options: TaskSpec, columns: Sequence[str]) -> dict[str, Any]:
+    """What `tasks.fit` is told about one task."""
+    chosen = {k: v for k, v in options.model_dump().items() if k != "name" and v != TaskSpec.model_fields[k].default}
     if name == "regression" and columns:
         chosen["labels"] = list(columns)
-    return tasks.fit(name, labels, **chosen)
+    return chosen

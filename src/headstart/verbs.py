@@ -25,21 +25,49 @@ def plan(train: Any = None, **asked: Any) -> Plan:
     return prepare(make_spec(train, **asked)).plan()
 
 
-def predict(bundle: Bundle | str | Path, path: str | Path, out: str | Path, *, tta: int = 1, seed: int = 0) -> int:
+def predict(
+    bundle: Bundle | str | Path,
+    path: str | Path,
+    out: str | Path,
+    *,
+    task: str | None = None,
+    tta: int = 1,
+    seed: int = 0,
+) -> int:
     """Answer every row of a file: its columns, `prediction` and the score columns go to `out`; returns the row count.
 
-    `out` ends in .csv, .tsv, .jsonl or .parquet and is written whole or not at all. tta: views of each row that are
-    averaged, drawn from `seed`. Raises DataError for a missing
-    column or a row that cannot be read.
+    Of several tasks each gives `prediction_<task>` and score columns with its name; with `task` only that one answers,
+    under the names that a model of one task uses. `out` ends in .csv, .tsv, .jsonl or .parquet and is written whole or
+    not at all. tta: views of each row that are averaged, drawn from `seed`. Raises DataError for a missing column or a
+    row that cannot be read.
     """
-    model = bundle if isinstance(bundle, Bundle) else load(bundle, report=False)
+    model = _model(bundle, task)
     out = Path(out)
     data.check_output(out)
-    rows = data.load_unlabelled(path, _columns(model), encoding=_encoding(model))
-    clash = [name for name in rows.table.column_names if name == "prediction"]
-    if clash:
-        raise DataError(f"'{path}' already has a column 'prediction'; rename it, so that nothing is lost")
+    rows = _unlabelled(model, path)
+    names = [f"prediction_{name}" for name in model.tasks] or ["prediction"]
+    for name in rows.table.column_names:
+        if name in names:
+            raise DataError(f"'{path}' already has a column '{name}'; rename it, so that nothing is lost")
     return data.write_table(_answers(model, rows, tta, seed), out)
+
+
+def _model(bundle: Bundle | str | Path, task: str | None) -> Bundle:
+    """The bundle, or one task of it."""
+    model = bundle if isinstance(bundle, Bundle) else load(bundle, report=False)
+    return model if task is None else model.only(task)
+
+
+def _unlabelled(model: Bundle, path: str | Path) -> data.Part:
+    """The rows of a file, by the model's input column; tasks may differ in it, and the first there is counts."""
+    each = [_columns(model.only(name)) for name in model.tasks] or [_columns(model)]
+    spellings = list({columns.input: columns for columns in each}.values())
+    for columns in spellings[:-1]:
+        try:
+            return data.load_unlabelled(path, columns, encoding=_encoding(model))
+        except DataError:
+            continue
+    return data.load_unlabelled(path, spellings[-1], encoding=_encoding(model))
 
 
 def _answers(model: Bundle, rows: data.Part, tta: int, seed: int) -> Iterator[pa.Table]:
@@ -48,7 +76,10 @@ def _answers(model: Bundle, rows: data.Part, tta: int, seed: int) -> Iterator[pa
         part = rows.table.slice(start, CHUNK)
         piece = [inputs[i] for i in range(start, min(len(rows), start + CHUNK))]
         decoded = model.decode(piece, tta=tta, seed=seed)
-        part = part.append_column("prediction", pa.array(decoded.prediction))
+        for name in model.tasks:
+            part = part.append_column(f"prediction_{name}", pa.array([answer[name] for answer in decoded.prediction]))
+        if not model.tasks:
+            part = part.append_column("prediction", pa.array(decoded.prediction))
         for name, values in decoded.scores.items():
             part = part.append_column(name, pa.array(np.asarray(values)))
         yield part
@@ -60,13 +91,15 @@ def _columns(model: Bundle) -> data.Columns:
 
 def _encoding(model: Bundle) -> str:
     """The encoding of the training file: rows of the same source mostly share it."""
-    return str(model.record["spec"]["data"]["encoding"])
+    spec = model.record["spec"]
+    return str(spec["tasks"][model.tasks[0]]["data"]["encoding"] if model.tasks else spec["data"]["encoding"])
 
 
 def evaluate(
     bundle: Bundle | str | Path,
     path: str | Path,
     *,
+    task: str | None = None,
     slices: Sequence[str] = (),
     on_bad_row: str = "error",
     robust: bool = False,
@@ -77,16 +110,19 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a bundle on labelled rows: metrics with intervals, per class, calibration, slices, worst mistakes.
 
-    slices: columns of the file; every value of each is measured by itself. robust: attacked and spoiled rows too, at
-    most `robust_rows` of them, attacked within `radii` (`robustness.measure`). tta: views of each row that are
-    averaged. seed: of the views, the attacks and the intervals. Raises DataError for a missing column or for labels
-    that the model does not know.
+    task: of several, the one whose labels these are. slices: columns of the file; every value of each is measured by
+    itself. robust: attacked and spoiled rows too, at most `robust_rows` of them, attacked within `radii`
+    (`robustness.measure`). tta: views of each row that are averaged. seed: of the views, the attacks and the intervals.
+    Raises DataError for a missing column or for labels that the model does not know.
     """
     from headstart.evaluation import measure_split
 
     if radii is not None and (not radii or min(radii) < 0):
         raise DataError(f"expected radii of at least 0, received {list(radii)}; leave them out for the usual ones")
-    model = bundle if isinstance(bundle, Bundle) else load(bundle, report=False)
+    model = _model(bundle, task)
+    if model.tasks:
+        raise BadInput(f"this model has several tasks ({', '.join(model.tasks)}): say whose labels '{path}' holds, "
+                       f"as --task {model.tasks[0]}")  # fmt: skip
     rows = data.load_labelled(
         path, _columns(model), labels=model.labels, encoding=_encoding(model), on_bad_row=on_bad_row
     )

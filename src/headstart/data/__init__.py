@@ -4,13 +4,14 @@
 the `_from_memory` cousins take lists, arrays and data frames. Tables stay on disk, memory-mapped.
 """
 
-from headstart.data.batches import by_length, by_pairs, in_order
+from headstart.data.batches import by_length, by_pairs, by_task, in_order
 from headstart.data.columns import Columns, infer
 from headstart.data.fresh import load_labelled, load_unlabelled
 from headstart.data.memory import from_memory, labelled_from_memory, unlabelled_from_memory
 from headstart.data.parts import Data, Inputs, Part
 from headstart.data.read import Table, read
 from headstart.data.rows import load
+from headstart.data.several import apart, load_rows
 from headstart.data.write import check_output, write_table
 
 __all__ = [
@@ -19,8 +20,10 @@ __all__ = [
     "Inputs",
     "Part",
     "Table",
+    "apart",
     "by_length",
     "by_pairs",
+    "by_task",
     "check_output",
     "from_memory",
     "in_order",
@@ -28,6 +31,7 @@ __all__ = [
     "labelled_from_memory",
     "load",
     "load_labelled",
+    "load_rows",
     "load_unlabelled",
     "read",
     "unlabelled_from_memory",

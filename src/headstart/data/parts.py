@@ -111,7 +111,7 @@ class Data:
 
     rows: every row that was read is accounted for. fingerprint: sha256 of the used inputs and labels and of the part
     that each is in. said: sentences on what was inferred and how rows were divided. validation is None where the rows
-    are too few to give any away; test and unlabelled where there are none.
+    are too few to give any away; test and unlabelled where there are none. tasks: of several tasks each one's own.
     """
 
     columns: Columns
@@ -123,3 +123,4 @@ class Data:
     fingerprint: str
     said: tuple[str, ...]
     unlabelled: Part | None = None
+    tasks: Mapping[str, Data] = field(default_factory=dict)

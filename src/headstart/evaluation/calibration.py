@@ -6,9 +6,12 @@ The reliability diagram and the calibration error use 15 equal-width bins of con
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from headstart.protocols import Task
 
 RANGE = (0.05, 20.0)
 """Temperatures that are considered."""
@@ -34,6 +37,22 @@ def fit_temperature(outputs: Any, targets: Any) -> float:
         return nll + log_temperature**2 / 2
 
     return math.exp(_golden(cost, math.log(RANGE[0]), math.log(RANGE[1])))
+
+
+def temperature_of(task: Task, outputs: Any, targets: Any) -> Any:
+    """What a task's outputs are divided by: `fit_temperature` on held-out rows, 1.0 for regression.
+
+    Of several tasks one number a task, by name, each from its own rows.
+    """
+    if task.members:
+        found = {}
+        for member in task.members:
+            rows = member.rows(targets)
+            found[member.name] = temperature_of(
+                member.task, outputs[rows][:, member.columns], member.own(targets[rows])
+            )
+        return found
+    return 1.0 if task.name == "regression" else fit_temperature(outputs, targets)
 
 
 def expected_calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:

@@ -88,8 +88,9 @@ def base_model(ref: str | None) -> str | None:
 
 
 def _data_name(record: Mapping[str, Any]) -> str:
-    source = str(record["spec"].get("data", {}).get("train") or "").replace("\\", "/").rstrip("/")
-    return source.rpartition("/")[2] or "in memory"
+    given = [record["spec"].get("data", {}), *(own["data"] for own in record["spec"].get("tasks", {}).values())]
+    sources = [str(data.get("train") or "").replace("\\", "/").rstrip("/") for data in given]
+    return ", ".join(source.rpartition("/")[2] for source in sources if source) or "in memory"
 
 
 def _md(value: object) -> str:
@@ -107,7 +108,9 @@ def _opening(record: Mapping[str, Any]) -> str:
     kind = {"text": "texts", "image": "pictures", "audio": "sounds"}.get(record["modality"], "rows")
     ref = _code(record["backbone"]["ref"] or "a pretrained backbone")
     labels = record["labels"]
-    if record["task"] == "regression":
+    if record["tasks"]:
+        what = f"does {len(record['tasks'])} tasks on {kind}: {_enumerate(list(record['tasks']))}"
+    elif record["task"] == "regression":
         what = f"predicts {_enumerate(labels)} from {kind}"
     else:
         what = f"gives {kind} {'any' if record['task'] == 'multilabel' else 'one'} of {len(labels)} labels"
@@ -122,6 +125,11 @@ def _enumerate(labels: list[str], most: int = 12) -> str:
 
 
 def _use(record: Mapping[str, Any]) -> str:
+    if record["tasks"]:
+        return "\n".join(
+            f"* {_md(name)}: {task['task']} for rows like its training rows; {_enumerate(task['labels'], 100)}."
+            for name, task in record["tasks"].items()
+        )
     if record["task"] == "regression":
         return f"Predicting {_enumerate(record['labels'])} for rows like the training rows described below."
     return (
@@ -136,7 +144,7 @@ def _how(record: Mapping[str, Any]) -> str:
     return (
         "```python\nimport headstart as hs\n\n"
         'model = hs.load(".")  # this folder\n'
-        f"model.predict([{example}])\n```\n\n"
+        f"model.predict([{example}]){'  # an answer for each task' if record['tasks'] else ''}\n```\n\n"
         "```\nheadstart predict . new.csv --out predictions.csv\n```"
     )
 

@@ -47,7 +47,8 @@ def render_report(record: Mapping[str, Any]) -> str:
     splits = list(dict.fromkeys(splits))
     main = _main_split(record, splits[0]) if splits else None
     memories = [stage.get("memory_bytes") or 0 for stage in record["plan"].get("stages", [])]
-    bands = record["task"] != "regression"
+    bands = record["task"] not in ("regression", "multitask")
+    tasks = [_task(name, task) for name, task in record["tasks"].items()]
     return _environment().get_template("report.html").render(
         r=record,
         version=_version(),
@@ -55,10 +56,11 @@ def render_report(record: Mapping[str, Any]) -> str:
         main=main,
         splits=[{"name": name, "rows": record["splits"].get(name, {}).get("rows")} for name in splits],
         bands=bands,
-        metric_rows=_metric_rows(record, splits),
+        metric_rows=_metric_rows(record, splits, [record["metric"], *(f"{t['name']}.{t['metric']}" for t in tasks)]),
         kept=next((stage["name"] for stage in record["stages"] if stage.get("kept")), None),
         alerts=_alerts(record, splits),
         sections=_sections(record, main),
+        tasks=tasks,
         robust=_robust(record["robustness"]),
         effects=_effects(record["transfer"]),
         corrected=False,
@@ -76,14 +78,17 @@ def _title(record: Mapping[str, Any]) -> str:
     name = Path(stem).stem if "." in stem else stem
     if name.lower() in ("train", "training", "data") and parent not in ("", ".", ".."):
         name = parent
-    return name.replace("_", " ") or f"{record['task'].capitalize()} model"
+    several = " and ".join(record["tasks"]).replace("_", " ")
+    return name.replace("_", " ") or several or f"{record['task'].capitalize()} model"
 
 
 def _sections(record: Mapping[str, Any], main: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     """Anchors and names of the sections that the page has."""
     has = main or {}
+    each = [(f"task-{name}", name, True) for name in record["tasks"]]
     found = [
         ("quality", "Quality", main),
+        *each,
         ("transfer", "Transfer", record["transfer"]),
         ("stages", "Stages", record["stages"]),
         ("labels", "Errors" if has.get("scatter") else "Labels", has.get("per_class") or has.get("scatter")),
@@ -112,9 +117,27 @@ def _alerts(record: Mapping[str, Any], splits: Sequence[str]) -> list[dict[str, 
     return found + [{"level": "note", "text": note} for note in record["notes"]]
 
 
-def _metric_rows(record: Mapping[str, Any], splits: Sequence[str]) -> list[dict[str, Any]]:
-    """Metrics down, splits across; the run's own metric first."""
+def _task(name: str, record: Mapping[str, Any]) -> dict[str, Any]:
+    """One task of several: its own main split, with plots, and its metrics."""
+    splits = [split for split in ("test", "validation") if record["metrics"].get(split)]
+    return {
+        "name": name,
+        "task": record["task"],
+        "metric": record["metric"],
+        "labels": len(record["labels"]),
+        "trained": record["rows"]["trained"],
+        "temperature": record["temperature"],
+        "main": _main_split(record, splits[0]) if splits else None,
+        "splits": [{"name": split, "rows": record["splits"][split]["rows"]} for split in splits],
+        "metric_rows": _metric_rows(record, splits),
+    }
+
+
+def _metric_rows(record: Mapping[str, Any], splits: Sequence[str], several: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Metrics down, splits across; the run's own metric first. several: what is shown of a run of several tasks."""
     known = [name for split in splits for name in record["metrics"][split]]
+    if len(several) > 1:
+        known = [name for name in several if name in known]
     names = sorted(dict.fromkeys(known), key=lambda name: name != record["metric"])
     rows = []
     for name in names:

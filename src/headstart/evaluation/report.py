@@ -18,12 +18,13 @@ FORMAT = 1
 
 KEYS: dict[str, str] = {
     "format": "the version of these keys, 1",
-    "task": "classification, multilabel or regression",
+    "task": "classification, multilabel or regression; multitask for several",
     "modality": "text, image or audio",
     "labels": "class names, or the names of the regression targets",
     "metric": "the name of the metric that chose the model",
     "metrics": "split -> metric -> value, low, high (95 % bootstrap interval; null where the rows cannot say)",
     "splits": "split -> rows, per_class, confusion, calibration, scatter, slices, mistakes",
+    "tasks": "of several tasks, name -> task, labels, metric, metrics, splits, rows, temperature, columns of its own",
     "robustness": "of attacked and spoiled rows, where that was asked for: split, metric, rows, norm, steps, clean, "
     "attacks, corruptions",
     "rows": "read = trained + validated + tested + unlabelled + all of dropped, a reason -> count",
@@ -36,7 +37,7 @@ KEYS: dict[str, str] = {
     "label_errors": "with data.check_labels, training rows whose label looks wrong: row, given, suggested, "
     "probability, quality, the first with their text or picture",
     "findings": "one record a finding in the data: level, code, message, rows",
-    "calibration": "temperature, what outputs are divided by before probabilities are made",
+    "calibration": "temperature, what outputs are divided by before probabilities are made; of several by name",
     "backbone": "ref, source, digest",
     "data": "fingerprint, columns, said (what was inferred)",
     "environment": "python, platform, cpu_count, threads, device, packages",
@@ -51,6 +52,7 @@ _NEUTRAL: dict[str, Any] = {
     "metric": "",
     "metrics": {},
     "splits": {},
+    "tasks": {},
     "robustness": {},
     "rows": {"read": None, "trained": None, "validated": None, "tested": None, "unlabelled": 0, "dropped": {}},
     "parameters": {"trainable": None, "total": None},
@@ -187,8 +189,11 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     kind = f"{record['task']} on {record['modality']}" if record["modality"] else record["task"]
     lines = [f"{kind}, {len(record['labels'])} outputs, backbone {record['backbone']['ref']}"]
     for split, metrics in record["metrics"].items():
-        first = [record["metric"], *(name for name in metrics if name != record["metric"])]
-        shown = [f"{metric_name(n)} {_measured(metrics[n])}" for n in first[:3] if n in metrics]
+        own = [f"{name}.{task['metric']}" for name, task in record["tasks"].items()]
+        first = [record["metric"], *(name for name in own or metrics if name != record["metric"])]
+        shown = [
+            f"{metric_name(n)} {_measured(metrics[n])}" for n in first[: len(own) + 1 if own else 3] if n in metrics
+        ]
         rows = record["splits"].get(split, {}).get("rows")
         lines.append(f"{split} ({amount(rows)} rows): {'; '.join(shown)}")
     if not record["metrics"]:

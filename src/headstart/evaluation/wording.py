@@ -15,6 +15,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "rmse": ("RMSE", "root mean square error, in the target's units; lower is better"),
     "mae": ("MAE", "mean absolute error, in the target's units; lower is better"),
     "r2": ("R²", "share of the target's variance that is explained"),
+    "mean": ("Mean of the tasks", "mean of the tasks' own metrics, R² for one that is an error"),
     "spearman": ("Spearman", "agreement of ranks, from -1 to 1"),
 }
 
@@ -34,7 +35,10 @@ SHARES = ("accuracy", "macro_f1", "micro_f1", "subset_accuracy")
 
 
 def metric_name(name: str) -> str:
-    """`macro_f1` as Macro F1; a target's own metric as RMSE of target."""
+    """`macro_f1` as Macro F1; a target's own metric as RMSE of target, a task's as topic: Accuracy."""
+    task, dot, own = name.partition(".")
+    if dot and own.startswith(tuple(METRICS)):
+        return f"{task}: {metric_name(own)}"
     if name in METRICS:
         return METRICS[name][0]
     for known, (title, _) in METRICS.items():
@@ -45,14 +49,14 @@ def metric_name(name: str) -> str:
 
 def metric_meaning(name: str) -> str:
     """One phrase, empty for an unknown metric."""
-    return METRICS.get(name, ("", ""))[1]
+    return METRICS.get(name.rpartition(".")[2], ("", ""))[1]
 
 
 def headline(name: str, value: float | None) -> str:
     """A metric's value in large type: 93.8 % or 0.274."""
     if value is None:
         return "not known"
-    return f"{100 * value:.1f} %" if name in SHARES else figure(value)
+    return f"{100 * value:.1f} %" if name.rpartition(".")[2] in SHARES else figure(value)
 
 
 def figure(value: float | None) -> str:

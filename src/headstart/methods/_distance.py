@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor
 from torch.nn import functional
+
+from headstart.protocols import Task
 
 
 def divergence(a: Tensor, b: Tensor, task: str) -> Tensor:
@@ -30,3 +35,11 @@ def symmetric(a: Tensor, b: Tensor, task: str) -> Tensor:
         return ((a.sigmoid() - b.sigmoid()) * (a - b)).mean(1)
     p, q = functional.log_softmax(a, 1), functional.log_softmax(b, 1)
     return ((p.exp() - q.exp()) * (p - q)).sum(1)
+
+
+def of_task(distance: Callable[[Tensor, Tensor, str], Tensor], a: Tensor, b: Tensor, task: Task) -> Tensor:
+    """(N,). A distance of two answers to a task; of several tasks the mean of theirs: every head answers every row."""
+    if not task.members:
+        return distance(a, b, task.name)
+    each = [distance(a[:, own.columns], b[:, own.columns], own.task.name) for own in task.members]
+    return torch.stack(each).mean(0)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from headstart.methods._attack import still
 from headstart.methods._checks import number
-from headstart.methods._distance import symmetric
+from headstart.methods._distance import of_task, symmetric
 from headstart.methods._rows import weighted
 from headstart.protocols import Context, Method
 from headstart.values import View
@@ -57,5 +57,5 @@ class RDrop(Method):
         with ctx.autocast(), still(view.model):
             _, again = view.model(view.batch)
         half = 1.0 if ctx.task.name == "regression" else 0.5
-        distance = half * symmetric(view.outputs, again.float(), ctx.task.name)
+        distance = half * of_task(symmetric, view.outputs, again.float(), ctx.task)
         return {"rdrop": self.alpha * weighted(distance, view.batch)}

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from headstart.attack import ascend, inside, shifted
 from headstart.methods._attack import check_radius, norm_of, radius, still
 from headstart.methods._checks import choice, number, whole
-from headstart.methods._distance import symmetric
+from headstart.methods._distance import of_task, symmetric
 from headstart.methods._draws import of_batch, rewound
 from headstart.methods._rows import weighted
 from headstart.protocols import Context, Method
@@ -91,7 +91,7 @@ class Smart(Method):
         if self.proximal and self.average_:
             with ctx.quiet(view.model), torch.no_grad(), ctx.autocast():
                 _, before = functional_call(view.model, self.average_, (view.batch,))
-            distance = symmetric(view.outputs, before.float(), ctx.task.name)
+            distance = of_task(symmetric, view.outputs, before.float(), ctx.task)
             found["smart_proximal"] = self.proximal * weighted(distance, view.batch)
         return found
 
@@ -115,11 +115,11 @@ class Smart(Method):
 
             def apart(batch: Any) -> Tensor:
                 with rewound(model):
-                    return symmetric(fixed, answer(batch), ctx.task.name).sum()
+                    return of_task(symmetric, fixed, answer(batch), ctx.task).sum()
 
             change = ascend(apart, view.batch, start, eps, norm, self.steps)
             moved = answer(shifted(view.batch, change))
-        return weighted(symmetric(clean, moved, ctx.task.name), view.batch)
+        return weighted(of_task(symmetric, clean, moved, ctx.task), view.batch)
 
     def after_step(self, model: nn.Module, ctx: Context) -> None:
         """The averaged weights follow; the first step begins them."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from headstart.attack import direction, noise, shifted, slope, within
 from headstart.methods._attack import radius, still
 from headstart.methods._checks import number, whole
-from headstart.methods._distance import divergence
+from headstart.methods._distance import divergence, of_task
 from headstart.methods._draws import of_batch, rewound
 from headstart.methods._rows import weighted
 from headstart.protocols import Context, Method
@@ -88,7 +88,7 @@ class VAT(Method):
         def apart(moved: Batch) -> Tensor:
             with ctx.autocast():
                 outputs = model(moved)[1].float()
-            return divergence(answer, outputs, ctx.task.name)
+            return of_task(divergence, answer, outputs, ctx.task)
 
         d = noise(zeros, batch, generator)
         for _ in range(self.steps):
