@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "ema": {"decay": 0.5},
     "swa": {"start": 0.3},
     "backtranslate": {"there": "some/pair", "back": "pair/some"},
+    "pseudo": {"threshold": 0.3},
+    "fixmatch": {"threshold": 0.3},
     "distil": {"teacher": "tiny", "hidden": 1.0, "relations": 1.0},
 }
 """Options with which a method shows its work in a run of a few steps; the others have working defaults."""
@@ -199,6 +201,13 @@ def make_method(name: str) -> Method:
     return method
 
 
+def make_unlabelled(kind: str, methods: Mapping[str, Method]) -> Encoded | None:
+    """Rows whose labels are held back, where a method asks for such."""
+    if not any("run.unlabelled" in method.requires() for method in methods.values()):
+        return None
+    return replace(make_rows(kind, 2), targets=None)
+
+
 def make_loop(
     names: Sequence[str],
     kind: str,
@@ -221,7 +230,14 @@ def make_loop(
             model.head = nn.Linear(WIDTH, task.outputs)
     training = TrainingSpec(batch_size=8, learning_rate=5e-3, patience=None, checkpoint_every=1e-9)
     methods = methods or {name: make_method(name) for name in names}
-    hooks = Hooks(methods, task, modality, seed=0, bundle=lambda folder: TinyBundle(kind))
+    hooks = Hooks(
+        methods,
+        task,
+        modality,
+        seed=0,
+        bundle=lambda folder: TinyBundle(kind),
+        unlabelled=make_unlabelled(kind, methods),
+    )
     return Loop(
         model, hooks, rows, held, training, epochs, 5e-3, torch.device("cpu"),
         checkpoint=checkpoint, identity="contract",

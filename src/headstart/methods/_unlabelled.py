@@ -28,6 +28,10 @@ NEED = {
 """What methods that guess labels require of a run."""
 
 
+LATE = 2**31
+"""`first_epoch` of a method that waits until the model is sure: that it is not sure yet is no mistake."""
+
+
 def draw(batch: Batch, ratio: float, ctx: Context) -> tuple[Batch, torch.Generator]:
     """`ratio` times as many unlabelled rows as the batch has, on its device, and a generator for their views.
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from headstart.errors import MissingExtra
+from headstart.methods._audio_augment import Changes, Hearing, change
 from headstart.methods._draws import numpy_from, seeded, uniform
 from headstart.methods._eda import Vocabulary, edit, vocabulary
 from headstart.protocols import Context
@@ -24,10 +25,13 @@ RandAugment by Cutout)."""
 
 NEIGHBOURS = 5
 
+SOUND = Changes(speed=0.1, shift=0.1, snr=10.0, gain=6.0, bands=2, band=0.1, gaps=2, gap=0.1, share=1.0)
+"""A strong view of a sound: the defaults of `augment` with twice the hidden spans, on every row."""
+
 
 @dataclass
 class Views:
-    """Makes both views of a batch of texts or pictures.
+    """Makes both views of a batch of texts, pictures or sounds.
 
     operations, magnitude: RandAugment's, for pictures. rate: EDA's share of edited tokens, for texts.
     """
@@ -37,13 +41,16 @@ class Views:
     magnitude: int
     rate: float
     words: Vocabulary | None = None
+    hearing: Hearing | None = None
 
     @classmethod
     def of(cls, model: nn.Module, ctx: Context, operations: int, magnitude: int, rate: float, name: str) -> Views:
         """For this model. Raises MissingExtra for pictures without torchvision."""
         made = cls(ctx.modality.name, operations, magnitude, rate)
-        if made.kind == "text":
-            backbone: Any = model.backbone
+        backbone: Any = model.backbone
+        if made.kind == "audio":
+            made.hearing = Hearing.of(backbone.preprocessing)
+        elif made.kind == "text":
             weight = backbone.network.get_input_embeddings().weight
             # Of the table before training, so that a resumed run finds the same neighbours.
             start = ctx.start.get(weight)
@@ -56,8 +63,8 @@ class Views:
         return made
 
     def weak(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Pictures flipped with probability 1/2 and shifted by up to SHIFT; texts as they are."""
-        if self.kind == "text":
+        """Pictures flipped with probability 1/2 and shifted by up to SHIFT; texts and sounds as they are."""
+        if self.kind != "image":
             return batch
         pixels = batch.inputs["pixels"]
         flip = uniform((len(pixels),), generator) < 0.5
@@ -65,18 +72,21 @@ class Views:
         return batch.replace(inputs={**batch.inputs, "pixels": _shift(turned, generator)})
 
     def strong(self, batch: Batch, generator: torch.Generator) -> Batch:
-        """Weak views of pictures put through RandAugment and Cutout; texts with one of EDA's edits each."""
+        """Weak views of pictures put through RandAugment and Cutout; texts with one of EDA's edits each; other takes of
+        sounds."""
         if self.words is not None:
             rates = dict.fromkeys(("drop", "delete", "swap", "insert", "synonym"), self.rate)
             return batch.replace(inputs=edit(dict(batch.inputs), self.words, rates, 1.0, numpy_from(generator)))
+        if self.hearing is not None:
+            return batch.replace(inputs=change(batch.inputs, SOUND, self.hearing, generator))
         from torchvision.transforms import v2
 
         pixels = self.weak(batch, generator).inputs["pixels"]
         if self.operations:
-            change = v2.RandAugment(self.operations, self.magnitude)
+            operations = v2.RandAugment(self.operations, self.magnitude)
             # torchvision draws from torch's global generator: it is seeded here and put back afterwards.
             with seeded(generator):
-                pixels = torch.stack([change(picture) for picture in pixels]).clamp(0, 1)
+                pixels = torch.stack([operations(picture) for picture in pixels]).clamp(0, 1)
         return batch.replace(inputs={**batch.inputs, "pixels": _cutout(pixels, generator)})
 
 

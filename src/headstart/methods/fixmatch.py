@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headstart.errors import MethodError
 from headstart.methods._checks import number, whole
-from headstart.methods._unlabelled import NEED, Count, believe, draw, guessed_loss
+from headstart.methods._unlabelled import LATE, NEED, Count, believe, draw, guessed_loss
 from headstart.methods._views import Views
 from headstart.protocols import Context, Method
 from headstart.values import View
@@ -23,9 +23,10 @@ class FixMatch(Method):
     Equation: weight / n sum_i 1[max q_i >= threshold] H(argmax q_i, p(A(u_i))), q_i = p(a(u_i)), over n = mu * N
     unlabelled rows u; a and A are the weak and the strong view. Pictures: a flips (1/2) and shifts by up to 1/8 of the
     side; A applies `operations` of RandAugment to such a view and greys a square of half the side. Texts: a is the text
-    itself; A makes one of the edits of `augment` on each row, at `rate`.
+    itself; A makes one of the edits of `augment` on each row, at `rate`. Sounds: a is the sound itself; A makes every
+    change of `augment`, with two hidden spans of frames and of bands.
 
-    Source: Sohn et al. 2020 (FixMatch), section 2.2, equation 4, and section 2.3. The views of texts are ours.
+    Source: Sohn et al. 2020 (FixMatch), sections 2.2 and 2.3. The views of texts and sounds are ours.
 
     Requires: classes (one label a row), rows without labels (`--unlabelled`); for pictures the `images` extra.
 
@@ -38,7 +39,7 @@ class FixMatch(Method):
 
     Example: `--unlabelled more/ --method fixmatch:mu=4`; `hs.methods.FixMatch(mu=4)`.
 
-    Defaults: threshold = 0.95 and weight = 1 are the paper's (table 4). mu = 2 where the paper has 7, for the cost's
+    Defaults: threshold = 0.95 and weight = 1 are the paper's. mu = 2 where the paper has 7, for the cost's
     sake. operations = 2 and magnitude = 9 are RandAugment's for ImageNet (Cubuk et al. 2020, section 4). rate = 0.2 is
     twice EDA's. The last three were not tuned.
 
@@ -67,8 +68,8 @@ class FixMatch(Method):
 
         Raises MethodError for a kind of input that has no views.
         """
-        if ctx.modality.name not in ("text", "image"):
-            raise MethodError(f"'fixmatch' has views of texts and pictures, this run reads {ctx.modality.name}")
+        if ctx.modality.name not in ("text", "image", "audio"):
+            raise MethodError(f"'fixmatch' has views of texts, pictures and sounds, this run reads {ctx.modality.name}")
         self.views_ = Views.of(model, ctx, self.operations, self.magnitude, self.rate, "fixmatch")
         self.count_ = Count()
         return model
@@ -80,6 +81,10 @@ class FixMatch(Method):
     def passes(self) -> float:
         """The rows, a pass forwards over weak views (about a third of both ways), and one both ways over strong."""
         return 1 + self.mu * 4 / 3
+
+    def first_epoch(self) -> int:
+        """Whenever the model is sure of a row."""
+        return LATE
 
     def penalty(self, view: View, ctx: Context) -> dict[str, Tensor]:
         """`fixmatch`: the scaled loss of the sure guesses on strong views."""

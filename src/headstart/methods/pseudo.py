@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headstart.errors import MethodError
 from headstart.methods._checks import number
-from headstart.methods._unlabelled import NEED, Count, believe, draw, guessed_loss
+from headstart.methods._unlabelled import LATE, NEED, Count, believe, draw, guessed_loss
 from headstart.protocols import Context, Method
 from headstart.values import View
 
@@ -23,8 +23,8 @@ class Pseudo(Method):
     p the answers of the model at rest and p' those with which it learns. a rises with the share t of the run that is
     done: 0 before `start`, then weight * (t - start) / (full - start), `weight` from `full` on.
 
-    Source: Lee 2013 (Pseudo-Label), equations 15 and 16 and section 2.2, where every row is believed (threshold 0);
-    the threshold is that of Sohn et al. 2020, section 2.1 and equation 4 without its views.
+    Source: Lee 2013 (Pseudo-Label), section 2.4, where every row is believed (threshold 0) and guesses come from the
+    pass that learns; the threshold is that of Sohn et al. 2020 (FixMatch).
 
     Requires: classes (one label a row), and rows without labels (`--unlabelled`).
 
@@ -37,7 +37,7 @@ class Pseudo(Method):
 
     Example: `--unlabelled more.csv --method pseudo:threshold=0.9`; `hs.methods.Pseudo(threshold=0.9)`.
 
-    Defaults: threshold = 0.95 is FixMatch's (table 4). start and full: the paper begins after 100 of MNIST's epochs and
+    Defaults: threshold = 0.95 is FixMatch's. start and full: the paper begins after 100 of MNIST's epochs and
     is at full weight after 600; here 0.1 and 0.6 of the run. weight = 1 is FixMatch's, where the paper has 3. mu = 1
     keeps the cost near twice a run's. None was tuned here.
 
@@ -76,6 +76,10 @@ class Pseudo(Method):
     def passes(self) -> float:
         """The rows, a pass forwards over the unlabelled ones (about a third of both), and one both ways."""
         return 1 + self.mu * 4 / 3
+
+    def first_epoch(self) -> int:
+        """Whenever the model is sure of a row."""
+        return LATE
 
     def penalty(self, view: View, ctx: Context) -> dict[str, Tensor]:
         """`pseudo`: the scaled loss of the sure guesses; 0 before `start`, when nothing is passed through."""
