@@ -67,6 +67,7 @@ class _Described:
 
     name: str
     labels: tuple[str, ...]
+    members: tuple[()] = ()
 
 
 class Told:
