@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import headstart.methods
 from headstart.catalog import entries
 from headstart.errors import MethodError
-from method_runs import make_loop, same, train, weights
+from method_runs import make_loop, make_method, same, train, weights
 
 RECORD = Path(headstart.methods.__file__).with_name("pairs.json")
 TABLE = Path(__file__).resolve().parent.parent / "docs" / "pairs.md"
@@ -54,7 +54,7 @@ def outcome(a: str, b: str, kind: str) -> tuple[str, str]:
     ends = []
     for names in ((a, b), (b, a)):
         try:
-            result = train(make_loop(names, kind, epochs=1))
+            result = train(make_loop(names, kind, epochs=_epochs(*names)))
         except MethodError as error:
             return "refused", str(error)
         idle = [note for note in result.notes if "changed nothing" in note and note not in known]
@@ -64,11 +64,16 @@ def outcome(a: str, b: str, kind: str) -> tuple[str, str]:
     return ("works" if same(*ends) else "order matters"), ""
 
 
+def _epochs(*names: str) -> int:
+    """As many as it takes until each of them can have acted."""
+    return 1 + max(make_method(name).first_epoch() for name in names)
+
+
 @cache
 def alone(name: str, kind: str) -> tuple[str, str]:
     """What a method does on this kind of input without company, as `outcome` says it, and the sentence."""
     try:
-        notes = train(make_loop([name], kind, epochs=1)).notes
+        notes = train(make_loop([name], kind, epochs=_epochs(name))).notes
     except MethodError as error:
         return "refused", str(error)
     idle = [note for note in notes if "changed nothing" in note]
