@@ -39,8 +39,9 @@ def test_pairs_are_named_by_what_happens(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_benchmark_rows_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     row = {
-        "arm": "lora:r=8", "set": "banking77", "labels": "10 a class", "metric": "accuracy", "value": 86.54, "plain": 85.0,
-        "against": "plain", "difference": 1.54, "sd": 0.31, "seeds": 3, "script": "benchmarks/methods/x.py",
+        "arm": "lora:r=8", "set": "banking77", "labels": "10 a class", "metric": "accuracy", "value": 86.54,
+        "plain": 85.0, "against": "plain", "difference": 1.54, "sd": 0.31, "seeds": 3,
+        "script": "benchmarks/methods/x.py",
     }  # fmt: skip
     wanted = (
         "lora:r=8 on banking77, 10 a class: accuracy 86.5 against 85.0 with plain, difference +1.5 ± 0.3 over 3 seeds "

@@ -60,3 +60,23 @@ def test_folds_hold_every_row_out_once_and_spread_classes() -> None:
     held = [rows for _, rows in probe.folds(targets, 5, 0)]
     assert sorted(torch.cat(held).tolist()) == list(range(15))
     assert all(int((targets[rows] == 1).sum()) == 1 for rows in held)
+
+
+def test_extra_rows_are_always_fitted_and_never_held_out() -> None:
+    x, y = problem(rows=40)
+    task = tasks.fit("classification", [str(value) for value in range(4)])
+    targets = torch.from_numpy(y)
+    more, of = problem(rows=55)[0][40:52], torch.from_numpy(problem(rows=55)[1][40:52])
+    found = probe.fit(x, targets, task, None, (more, of), seed=3)
+    assert found.held_out.shape == (40, 4)
+    # The out-of-fold answers, made by hand.
+    expected = torch.zeros(40, 4, dtype=torch.float64)
+    for fitted, held in probe.folds(targets, probe.FOLDS, 3):
+        rows = np.concatenate([x[fitted], more])
+        weight, bias = probe.solve(torch.from_numpy(rows).double(), torch.cat([targets[fitted], of]), task, found.c)
+        expected[held] = torch.from_numpy(x[held]).double() @ weight.T + bias
+    assert torch.allclose(found.held_out, expected.float(), atol=1e-4)
+    weight, _ = probe.solve(
+        torch.from_numpy(np.concatenate([x, more])).double(), torch.cat([targets, of]), task, found.c
+    )
+    assert torch.allclose(found.weight, weight.float(), atol=1e-4)

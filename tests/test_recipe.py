@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from headstart.recipe import expand
+from headstart.recipe import NAME_ROWS, expand
 from headstart.spec import Spec
 
 
@@ -22,6 +22,18 @@ def test_very_few_rows_contrast_then_probe() -> None:
     assert stages(rows=32, outputs=4, validated=False) == ["contrast", "probe"]
     assert stages(rows=16, outputs=2, validated=False) == ["contrast", "probe"]
     assert stages(rows=16, outputs=2, validated=False, modality="image") == ["probe"]
+
+
+def test_few_texts_whose_labels_are_names_get_them_as_rows_of_the_probe() -> None:
+    facts = {"task": "classification", "modality": "text", "rows": 32, "outputs": 4, "validated": False}
+    made = expand(Spec(), named=True, **facts).stages  # type: ignore[arg-type]
+    assert [stage.training.get("name_rows") for stage in made] == [None, NAME_ROWS]
+    nameless = expand(Spec(), named=False, **facts).stages  # type: ignore[arg-type]
+    assert "name_rows" not in nameless[1].training
+    off = expand(Spec.make(training__name_rows=0), named=True, **facts).stages  # type: ignore[arg-type]
+    assert "name_rows" not in off[1].training
+    picture = expand(Spec(), named=True, **{**facts, "modality": "image"}).stages  # type: ignore[arg-type]
+    assert "name_rows" not in picture[0].training
 
 
 def test_numbers_and_several_labels_have_no_classes_to_contrast() -> None:

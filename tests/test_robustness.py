@@ -144,7 +144,11 @@ def test_usual_radii() -> None:
     for kind, radii in (("text", [0.075, 0.3]), ("image", [2 / 255, 8 / 255]), ("audio", [0.0005, 0.002])):
         model, rows, task, modality = sounds() if kind == "audio" else linear(kind)
         found = robustness.measure(model, task, modality, rows, most=4)
-        assert {entry["name"] for entry in found["corruptions"]} == {"text": set(), "image": set(robustness.PIXELS), "audio": {"noise"}}[kind]
+        assert {entry["name"] for entry in found["corruptions"]} == {
+            "text": set(),
+            "image": set(robustness.PIXELS),
+            "audio": {"noise"},
+        }[kind]
         assert [record["radius"] for record in found["attacks"]] == pytest.approx(radii)
 
 

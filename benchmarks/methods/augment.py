@@ -106,7 +106,7 @@ def table(lines: list[dict[str, Any]]) -> str:
     found: dict[tuple[str, int, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for line in lines:
         found[line["set"], line["per_class"], line["arm"]][line["seed"]] = line
-    rows = ["| set | rows a class | arm | runs | accuracy % | paired difference | log loss | seconds of training |"]
+    rows = ["| set | rows a class | arm | runs | accuracy % | paired difference | log loss | CPU seconds |"]
     rows.append("| --- | --- | --- | --- | --- | --- | --- | --- |")
     for (name, budget, arm), runs in found.items():
         plain = found[name, budget, "plain"]
@@ -114,7 +114,7 @@ def table(lines: list[dict[str, Any]]) -> str:
         error = f" ± {stdev(pairs) / len(pairs) ** 0.5:.2f}" if len(pairs) > 1 else ""
         change = "-" if arm == "plain" or not pairs else f"{mean(pairs):+.2f}{error}"
         accuracy = 100 * mean(run["accuracy"] for run in runs.values())
-        loss, seconds = (mean(run[key] for run in runs.values()) for key in ("log_loss", "train_seconds"))
+        loss, seconds = (mean(run[key] for run in runs.values()) for key in ("log_loss", "cpu_seconds"))
         rows.append(
             f"| {name} | {budget} | {arm} | {len(runs)} | {accuracy:.2f} | {change} | {loss:.3f} | {seconds:.1f} |"
         )
@@ -124,12 +124,14 @@ def table(lines: list[dict[str, Any]]) -> str:
 def main() -> None:
     """Every fit that the record does not hold yet, or the table of those that it holds."""
     parser = argparse.ArgumentParser(description="fine-tuning with and without augmenting and mixing")
-    parser.add_argument("sets", nargs="*", choices=list(SUITES), default=[])
+    parser.add_argument("sets", nargs="*", metavar="SET", help=" or ".join(SUITES))
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 1], help="which of a set's budgets, in this order")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
+    for name in set(options.sets) - set(SUITES):
+        parser.error(f"there is no set '{name}'; known: {', '.join(SUITES)}")
     lines = [json.loads(text) for text in OUT.read_text().splitlines()] if OUT.exists() else []
     done = {(line["set"], line["arm"], line["per_class"], line["seed"]) for line in lines}
     wanted = [

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from headstart import backbones, catalog, data, inference, label_errors, planning, recipe
+from headstart import backbones, catalog, data, heads, inference, planning, recipe
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded, seed_of
@@ -123,8 +123,6 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
     modality: Modality = catalog.find("modalities", loaded.columns.modality)()
     labels = loaded.train.labels()
     task = task_of(spec, loaded, labels)
-    if spec.data.check_labels:
-        label_errors.require(task)
     written = recipe.expand(
         spec,
         task=task.name,
@@ -132,6 +130,7 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
         rows=len(loaded.train),
         outputs=task.outputs,
         validated=loaded.validation is not None,
+        named=heads.named(task.labels),
     )
     backbone = backbones.load(spec.backbone, modality.name, seed=spec.training.seed)
     torch.manual_seed(seed_of(spec.training.seed, "head"))
@@ -273,10 +272,9 @@ def execute(
     deadline = None if limit is None else run.started + limit
     run.stages.listen = curves(listen, tracker)
     try:
-        suspects = run.stages.label_errors() if run.spec.data.check_labels else []
+        run.stages.check_labels()
         chosen = _run_stages(run, folder, resume=resume, deadline=deadline)
-        evidence = Evidence(run.spec, run.data, run.task, run.stages, plan_made, chosen, run.started, suspects)
-        made = evidence.bundle(run.test)
+        made = Evidence(run.spec, run.data, run.task, run.stages, plan_made, chosen, run.started).bundle(run.test)
         if folder is not None:
             made.save(folder, overwrite=overwrite)
             (folder / RUN).unlink(missing_ok=True)

@@ -22,7 +22,6 @@ from headstart import inference, robustness
 from headstart.bundle import Bundle
 from headstart.data import Data
 from headstart.encoded import Encoded
-from headstart.label_errors import Suspect
 from headstart.members import Member
 from headstart.planning import Plan
 from headstart.protocols import Task
@@ -47,7 +46,6 @@ class Evidence:
     plan: Plan
     chosen: Chosen
     started: float
-    suspects: Sequence[Suspect] = ()
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of several tasks each one's share of the report, by name."""
 
@@ -245,7 +243,7 @@ class Evidence:
 
         inputs, rows = self.data.train.inputs(), self.data.train.source_rows
         found = []
-        for place, suspect in enumerate(self.suspects):
+        for place, suspect in enumerate(self.stages.suspects):
             record = suspect.to_json()
             position = record.pop("position")
             seen = shown(inputs[position]) if place < WORST else {}

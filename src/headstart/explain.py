@@ -83,7 +83,7 @@ def benchmark_line(row: Mapping[str, Any]) -> str:
     """One row of `benchmarks.json` as a sentence."""
     spread = f" ± {row['sd']:.1f}" if row.get("sd") is not None else ""
     return (
-        f"{row['arm']} on {row['set']}, {row['labels']}: {row['metric']} {row['value']:.1f} against {row['plain']:.1f} with "
-        f"{row['against']}, difference {row['difference']:+.1f}{spread} over {row['seeds']} "
+        f"{row['arm']} on {row['set']}, {row['labels']}: {row['metric']} {row['value']:.1f} against "
+        f"{row['plain']:.1f} with {row['against']}, difference {row['difference']:+.1f}{spread} over {row['seeds']} "
         f"{'seed' if row['seeds'] == 1 else 'seeds'} [{row['script']}]"
     )

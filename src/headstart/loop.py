@@ -36,9 +36,9 @@ from headstart.values import Batch, Group, Progress, View
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Called with an event name ('step', 'epoch', 'note') and its figures."""
 
-HEAD_SCALE = {"random": 10.0, "probe": 5.0}
+HEAD_SCALE = {"random": 10.0, "probe": 5.0, "prototypes": 5.0, "names": 5.0}
 """How many times faster the head learns than the backbone, by its start: ten times for a random one (the ratio of
-thuml's transfer library), five times for a solved one, whose weights are larger (the only ratio tried on Banking77)."""
+thuml's transfer library), five times for one that knows something, whose weights are larger (the only ratio tried)."""
 
 
 @dataclass

@@ -53,16 +53,21 @@ def fit(
     targets: Tensor,
     task: Task,
     validation: tuple[np.ndarray, Tensor] | None = None,
+    extra: tuple[np.ndarray, Tensor] | None = None,
     *,
     seed: int = 0,
 ) -> Probe:
     """Solve the probe for each strength, keep the one that is best on the validation rows or across folds.
 
     features: (n,D) float32; targets as the task encodes them; validation: the same pair for rows to choose on.
+    extra: rows that are always fitted and never held out, such as texts made of the classes' names.
     """
     if task.members:
         return _each(features, targets, task, validation, seed)
-    x = torch.from_numpy(np.ascontiguousarray(features)).double()
+    x, rows = torch.from_numpy(np.ascontiguousarray(features)).double(), len(features)
+    if extra is not None:
+        x = torch.cat([x, torch.from_numpy(np.ascontiguousarray(extra[0])).double()])
+        targets = torch.cat([targets, extra[1]])
     if validation is not None:
         held_x, held_y = torch.from_numpy(np.ascontiguousarray(validation[0])).double(), validation[1]
         found = [solve(x, targets, task, c) for c in STRENGTHS]
@@ -70,9 +75,10 @@ def fit(
         best, score = _choose(task, answers, held_y)
         weight, bias = found[best]
         return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
-    parts = list(folds(targets, FOLDS, seed))
-    answers = [_crossed(x, targets, task, c, parts) for c in STRENGTHS]
-    best, score = _choose(task, answers, targets)
+    always = torch.arange(rows, len(x))
+    parts = [(torch.cat([fitted, always]), held) for fitted, held in folds(targets[:rows], FOLDS, seed)]
+    answers = [_crossed(x, targets, task, c, parts)[:rows] for c in STRENGTHS]
+    best, score = _choose(task, answers, targets[:rows])
     weight, bias = solve(x, targets, task, STRENGTHS[best])
     return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
 

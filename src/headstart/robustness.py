@@ -2,7 +2,8 @@
 
 An attack moves the continuous input of each row, token embeddings, pixels or a wave, within a small ball
 (`attack.ascend`); of all points that it tries the worst counts, and points of a smaller ball count for the larger ones
-too, so a larger radius never looks better. Spoiled rows are those that happen by themselves: noise, blur, brightness, typing errors.
+too, so a larger radius never looks better. Spoiled rows are those that happen by themselves: noise, blur, brightness,
+typing errors.
 """
 
 from __future__ import annotations
@@ -52,8 +53,8 @@ def measure(
     """The task's metric on clean, attacked and spoiled rows, with intervals, as plain JSON.
 
     rows: with targets; a seeded sample of at most `most` is used. inputs: the raw texts of the rows, to misspell them;
-    without them texts are not spoiled. radii: of the balls, l2 for texts and linf for pictures and sounds; a quarter of the usual
-    radius and the whole when left out.
+    without them texts are not spoiled. radii: of the balls, l2 for texts and linf for pictures and sounds; a quarter of
+    the usual radius and the whole when left out.
 
     Keys: `metric`, `rows`, `norm`, `steps`, `clean`, `attacks` (one record a radius) and `corruptions` (one a name),
     each record with `value`, `low` and `high`. Raises ValueError for rows without targets.

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class TransferClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """Adapt a pretrained backbone to labelled texts or pictures.
 
-    X: a sequence of texts, of picture paths, or an array of pictures (n,H,W) or (n,H,W,C) uint8. y: (n,) class labels.
-    The parameters are those of `headstart.fit`; with no `methods` the default recipe runs. After `fit`: `classes_`
-    (K,), `bundle_` (the `Bundle`), `n_iter_`.
+    X: a sequence of texts, of paths of pictures or sounds, or an array of pictures (n,H,W) or (n,H,W,C) uint8. y: (n,)
+    class labels. The parameters are those of `headstart.fit`; with no `methods` the default recipe runs. After `fit`:
+    `classes_` (K,), `bundle_` (the `Bundle`).
     """
 
     def __init__(

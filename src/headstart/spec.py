@@ -154,8 +154,14 @@ class TrainingSpec(_Section):
         1.0, ge=0, description="factor on the task's loss; 0 leaves the methods' penalties alone"
     )
     head_scale: float | None = Field(None, gt=0, description="the head's learning rate over the backbone's")
-    head: Literal["probe", "random"] = Field(
-        "probe", description="a fresh head starts from the frozen probe, or random"
+    head: Literal["probe", "random", "prototypes", "names"] = Field(
+        "probe", description="a fresh head starts from the frozen probe, random, from class means or class names"
+    )
+    name_rows: int | None = Field(
+        None, ge=0, description="texts a class made of its name, added to the training rows; the recipe chooses"
+    )
+    name_template: str = Field(
+        "This text is about {name}.", pattern=r"\{name\}", description="the text made of a class's name"
     )
     patience: int | None = Field(3, ge=1, description="validations without a better metric before stopping")
     metric: str | None = Field(None, description="what early stopping and the choice of weights compare")

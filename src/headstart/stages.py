@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from headstart import bundle, catalog, inference, label_errors, planning, probe, tasks
+from headstart import bundle, catalog, heads, inference, label_errors, planning, probe, tasks
 from headstart.data import Data
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError, did_you_mean
@@ -97,6 +97,8 @@ class Stages:
     files: dict[str, bytes] = field(default_factory=dict)
     unlabelled: Encoded | None = None
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    suspects: list[label_errors.Suspect] = field(default_factory=list)
+    """Training rows whose label looks wrong, the likeliest first."""
 
     def copy(self) -> Stages:
         """The stages as they are now, with a model of their own."""
@@ -121,6 +123,8 @@ class Stages:
 
     def check(self, stage: StageSpec) -> tuple[dict[str, Method], Hooks]:
         """Methods and their legality, before anything is spent."""
+        if self.spec.data.check_labels:
+            label_errors.require(self.task)
         methods = make_methods(stage.methods)
         seed = seed_of(self.spec.training.seed, stage.name)
         hooks = Hooks(
@@ -140,7 +144,24 @@ class Stages:
                 f"stage '{stage.name}': optimizer = 'lbfgs' solves a linear head on frozen features, so its one method "
                 f"must be freeze:probe; received {[str(m) for m in stage.methods]}"
             )
+        self._check_names(training)
         return methods, hooks
+
+    def _check_names(self, training: TrainingSpec) -> None:
+        """Raises SpecError where class means or class names are asked for and the run has none."""
+        asked = [f"training.head = '{training.head}'"] if training.head in ("prototypes", "names") else []
+        asked += ["training.name_rows"] if training.name_rows else []
+        for key in asked:
+            if self.task.name != "classification":
+                raise SpecError(f"{key} needs classes, one a row; this run is {self.task.name}: leave it out")
+            if "name" not in key:
+                continue
+            if self.modality.name != "text":
+                raise SpecError(
+                    f"{key} needs a backbone that reads texts, since it reads the classes' names; "
+                    f"this run reads {self.modality.name}: use training.head=prototypes, or leave it out"
+                )
+            heads.sentences(self.task.labels, training.name_template, key)
 
     def run(
         self, stage: StageSpec, *, checkpoint: Path | None, identity: str, resume: bool, deadline: float | None
@@ -165,15 +186,38 @@ class Stages:
         result.seconds = time.monotonic() - started
         return result
 
+    def _set_head(self, weight: Tensor, bias: Tensor) -> None:
+        head = nn.Linear(weight.shape[1], weight.shape[0])
+        with torch.no_grad():
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+        self.model.head = head.to(self.device)
+
+    def _start_head(self, stage: StageSpec, training: TrainingSpec) -> dict[str, Any]:
+        """Give a fresh head its start on frozen features; what is worth saying of it."""
+        if training.head == "probe":
+            solved = self._probe(stage, training)
+            return {"start": "probe", "score": solved.score, **solved.details}
+        targets = self.train_rows.targets
+        if targets is None:
+            raise SpecError(f"training.head = '{training.head}' needs labels")
+        features = self._features("train", self.train_rows)
+        if training.head == "prototypes":
+            start = heads.prototypes(features, targets, self.task)
+        else:
+            named = self._named(training, "training.head = 'names'")
+            start = heads.names(named, features, targets, self.task)
+        self._set_head(start.weight, start.bias)
+        return {"start": training.head, "score": start.score, "head_temperature": start.temperature}
+
     def _probe(self, stage: StageSpec, training: TrainingSpec) -> StageResult:
         found = self._solve(training)
-        head = nn.Linear(self.model.backbone.width, self.task.outputs)
-        with torch.no_grad():
-            head.weight.copy_(found.weight)
-            head.bias.copy_(found.bias)
-        self.model.head = head.to(self.device)
+        self._set_head(found.weight, found.bias)
+        head = self.model.head
         crossed = self.validation is None
         details: dict[str, Any] = {"c": found.c, "chosen_on": f"{probe.FOLDS} folds" if crossed else "validation"}
+        if training.name_rows:
+            details["rows_added"] = {"name_rows": training.name_rows * self.task.outputs}
         # Answers out of fold are honest only while the backbone has not seen the rows' labels.
         if crossed and self.untouched and self.train_rows.targets is not None:
             details["temperature"] = temperature_of(self.task, found.held_out, self.train_rows.targets)
@@ -191,14 +235,24 @@ class Stages:
         if len(rows) > PROBE_ROWS and self.fresh_head and training.optimizer != "lbfgs":
             chosen = np.random.default_rng(training.seed).choice(len(rows), PROBE_ROWS, replace=False)
             features, targets = features[chosen], targets[torch.from_numpy(chosen)]
-        return probe.fit(features, targets, self.task, validation, seed=training.seed)
+        extra = None
+        if training.name_rows:
+            labels = list(self.task.labels) * training.name_rows
+            named = self._named(training, "training.name_rows")
+            extra = (np.tile(named, (training.name_rows, 1)), self.task.encode(labels))
+        return probe.fit(features, targets, self.task, validation, extra, seed=training.seed)
 
-    def label_errors(self) -> list[label_errors.Suspect]:
-        """Training rows whose label looks wrong on the features as they are now: to be asked before any stage runs."""
-        if self.train_rows.targets is None:
-            raise SpecError("labels can be checked only where there are some")
-        features = self._features("train", self.train_rows)
-        return label_errors.find(features, self.train_rows.targets, self.task, seed=self.spec.training.seed)
+    def _named(self, training: TrainingSpec, asked: str) -> np.ndarray:
+        """Features (K,D) of a text made of each class's name. asked: the key that wants them."""
+        backbone = self.model.backbone
+        texts = heads.sentences(self.task.labels, training.name_template, asked)
+        return inference.pooled(backbone, Encoded.of(self.modality, backbone, texts))
+
+    def check_labels(self) -> None:
+        """Where the spec asks for it, find training rows whose label looks wrong; comes before any stage is run."""
+        if self.spec.data.check_labels and self.train_rows.targets is not None:
+            features, targets = self._features("train", self.train_rows), self.train_rows.targets
+            self.suspects = label_errors.find(features, targets, self.task, seed=self.spec.training.seed)
 
     def _features(self, name: str, rows: Encoded) -> np.ndarray:
         if not self.untouched:
@@ -218,14 +272,11 @@ class Stages:
         resume: bool,
         deadline: float | None,
     ) -> StageResult:
-        rows, details = self._rows(hooks)
-        if self.fresh_head and training.head == "probe":
-            if not (resume and checkpoint is not None and checkpoint.exists()):
-                start = self._probe(stage, training)
-                details["head"] = {"start": "probe", "score": start.score, **start.details}
+        rows, details = self._rows(hooks, training)
+        if not self.fresh_head:
             training = training.model_copy(update={"head": "probe"})
-        elif not self.fresh_head:
-            training = training.model_copy(update={"head": "probe"})
+        elif training.head != "random" and not (resume and checkpoint is not None and checkpoint.exists()):
+            details["head"] = self._start_head(stage, training)
         epochs = planning.choose_epochs(training, len(self.train_rows))
         rate = planning.choose_rate(training, methods, self.modality.name)
         bf16 = planning.choose_bf16(training.precision, self.device)
@@ -252,9 +303,14 @@ class Stages:
             trained.history, trained.notes, details,
         )  # fmt: skip
 
-    def _rows(self, hooks: Hooks) -> tuple[Encoded, dict[str, Any]]:
-        """The training rows with those that methods add, and for the report how many each of them added."""
+    def _rows(self, hooks: Hooks, training: TrainingSpec) -> tuple[Encoded, dict[str, Any]]:
+        """The training rows with those that methods and class names add, and for the report how many each added."""
         added = {name: rows for name, rows in hooks.rows(self.inputs).items() if rows}
+        if training.name_rows and self.train_rows.targets is not None:
+            texts = heads.sentences(self.task.labels, training.name_template, "training.name_rows")
+            # A name has the label, weight and origin of the first row of its class.
+            first = [int((self.train_rows.targets == k).nonzero()[0]) for k in range(len(texts))]
+            added["name_rows"] = list(zip(first, texts, strict=True)) * training.name_rows
         if not added:
             return self.train_rows, {}
         counts = {name: len(rows) for name, rows in added.items()}

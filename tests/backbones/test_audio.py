@@ -221,3 +221,14 @@ def test_an_adapter_above_the_encoder_is_refused(hub: Callable[[str], Path], tmp
     (folder / "config.json").write_text(json.dumps({**config, "add_adapter": True}))
     with pytest.raises(BackboneError, match="an adapter above its encoder"):
         load(folder, pretrained=False)
+
+
+@pytest.mark.parametrize("family", ["whisper", "ast"])
+def test_fewer_blocks(family: str, hub: Callable[[str], Path], tmp_path: Path) -> None:
+    backbone = load(hub(family), layers=2)
+    assert len(backbone.blocks) == 2
+    backbone.save_files(tmp_path)
+    again = backbones.rebuild(json.loads(json.dumps(backbone.describe())), tmp_path)
+    again.load_state_dict(backbone.state_dict(), strict=True)
+    batch = batch_of(wave(8000))
+    assert torch.equal(again.eval()(batch).pooled, backbone(batch).pooled)

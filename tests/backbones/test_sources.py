@@ -384,8 +384,8 @@ def test_an_existing_folder_without_prefix(hub: Callable[[str], Path]) -> None:
 
 
 def test_a_modality_without_backbones() -> None:
-    with pytest.raises(BackboneError, match="expected rows of image or text for a backbone, received 'audio'"):
-        load(None, "audio")
+    with pytest.raises(BackboneError, match="expected rows of audio, image or text for a backbone, received 'video'"):
+        load(None, "video")
 
 
 # --- bad folders

@@ -143,8 +143,24 @@ DOUBTS = [
 ]  # fmt: skip
 
 TRANSFER = [
-    {"against": "scratch", "budget": "100%", "value": 0.214, "low": 0.176, "high": 0.251, "p": 0.002},
-    {"against": "probe", "budget": "100%", "value": 0.023, "low": -0.004, "high": 0.049, "p": 0.11},
+    {
+        "against": "scratch",
+        "budget": "100%",
+        "metric": "accuracy",
+        "value": 0.214,
+        "low": 0.176,
+        "high": 0.251,
+        "p": 0.002,
+    },
+    {
+        "against": "probe",
+        "budget": "100%",
+        "metric": "accuracy",
+        "value": 0.023,
+        "low": -0.004,
+        "high": 0.049,
+        "p": 0.11,
+    },
 ]
 
 

@@ -48,7 +48,12 @@ def leaves(value: Any, path: str = "") -> Iterator[str]:
 def paths(text_report: Report, image_report: Report, regression_report: Report, samples: Any) -> set[str]:
     found = {path for report in (text_report, image_report, regression_report) for path in leaves(report.to_json())}
     # One target has errors in its own units, a picture in a file has a path, and a stage may have notes.
-    return found | {"splits.test.mistakes[].error", "splits.test.mistakes[].image", "stages[].notes[]", "tasks.topic.metric"}
+    return found | {
+        "splits.test.mistakes[].error",
+        "splits.test.mistakes[].image",
+        "stages[].notes[]",
+        "tasks.topic.metric",
+    }
 
 
 def test_every_key_of_a_report_is_documented(paths: set[str]):

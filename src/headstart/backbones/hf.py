@@ -1,4 +1,4 @@
-"""`hf:organisation/name` or `hf:folder`: a model of the Hugging Face hub, or a local folder in its layout."""
+"""`hf:organisation/name` or `hf:folder`: text, vision and audio models of the Hugging Face hub, or a local folder."""
 
 from __future__ import annotations
 

@@ -74,7 +74,8 @@ class Augment(Method):
     copies to clean rows. neighbours = 5 is a choice of this project. speed = 0.1 is Ko et al.'s. band = 0.1 and gap =
     0.1 are milder than SpecAugment's policies for sentences (27 of 80 bands for LibriSpeech): on single words, five a
     class, those cost accuracy (one seed, two speakers of fsdd: 85.0 with band=0.34,gap=0.2, 93.5 with these, 89.0
-    without both). shift, snr, gain, bands and gaps are not tuned.
+    without both). On two other speakers these gained nothing over plain fine-tuning: 95.6 against 95.7 at five a class
+    (two seeds), 95.4 against 99.4 at twenty (one seed). shift, snr, gain, bands and gaps are not tuned.
 
     flip: probability. crop: smallest share of the area, 1 is off. rotate: degrees. colour: 0 is off. randaugment:
     number of operations. magnitude: 0 to 30. trivial: true or false. erasing: probability, 0 is off. drop, delete,

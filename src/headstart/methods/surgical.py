@@ -39,8 +39,8 @@ class Surgical(Method):
 
     Example: `--method surgical:blocks=2` or `--method surgical:soft=true`; `hs.methods.Surgical(soft=True)`.
 
-    Defaults: blocks = 1 is the paper's setting. batches = 8 is not tuned. The rate used when the user gives none is the
-    run's own.
+    Defaults: blocks = 1 is the paper's setting. batches = 8 is not tuned. The rate used when the user gives none is
+    1e-4: the run's own for texts; on pictures of ants and bees it did better than their 3e-4, one seed.
 
     blocks: how many parts learn. soft: all learn, at their own rates. batches: how many are measured on; a pass forward
     and back each.
@@ -104,6 +104,10 @@ class Surgical(Method):
             return {name: ratio / max(ratios.values()) for name, ratio in ratios.items()}
         best = sorted(ratios, key=lambda name: -ratios[name])[: self.blocks]
         return {name: float(name in best) for name in ratios}
+
+    def learning_rate(self, modality: str) -> float | None:
+        """1e-4."""
+        return 1e-4
 
     def notes(self) -> list[str]:
         """What was chosen, and by which numbers."""
