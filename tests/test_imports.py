@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "optimiser", "recipe", "probe", "evaluation"),
-    ("inference", "hooks", "planning", "label_errors", "heads"),
+    ("inference", "hooks", "fitted", "planning", "label_errors", "heads"),
     ("loop", "views"),
     ("bundle", "robustness"),
     ("stages",),

@@ -19,12 +19,13 @@ from headstart.bundle import Bundle
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, SpecError
 from headstart.evidence import Evidence, forget_peak_memory
+from headstart.fitted import task_of
 from headstart.loop import Listener
 from headstart.model import Model
 from headstart.planning import Plan
 from headstart.protocols import Method, Modality, Task
 from headstart.spec import MethodSpec, Spec
-from headstart.stages import StageResult, Stages, task_of
+from headstart.stages import StageResult, Stages
 from headstart.tracking import Tracker, curves, open_tracker
 
 RUN = "run.json"

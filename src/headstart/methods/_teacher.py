@@ -148,9 +148,9 @@ def pool(values: Tensor, mask: Tensor) -> Tensor:
 
 def label_order(task: Task, teacher: Task) -> list[int]:
     """Where each of the task's labels stands among the teacher's. Raises MethodError for a label it does not know."""
-    if task.members or teacher.members:
+    if task.members:
         raise MethodError(
-            "'distil': a run or a teacher of several tasks has no common answers to learn from: set distil:logits=0 "
+            "'distil': a run of several tasks has no common answers to learn from: set distil:logits=0 "
             "and match hidden, attention or relations, or give it one task alone"
         )
     if task.name != teacher.name:
