@@ -43,7 +43,7 @@ def test_entry_leads_to_a_class_of_its_kind_and_back(entry: catalog.Entry) -> No
     [
         ("methods", "lroa", "no method is called 'lroa': did you mean 'lora'?"),
         ("tasks", "clasification", "no task is called 'clasification': did you mean 'classification'?"),
-        ("modalities", "smell", "no modality is called 'smell': known: image, text"),
+        ("modalities", "smell", "no modality is called 'smell': known: audio, image, text"),
     ],
 )
 def test_unknown_name_gets_the_nearest(kind: str, name: str, sentence: str) -> None:

@@ -55,7 +55,7 @@ def test_a_stage_says_what_learns_how_often_and_in_which_order() -> None:
     assert stage.hooks["prior"] == ("l2sp",)
     rows = {"read": 100, "trained": 95, "validated": 0, "tested": 0, "unlabelled": 0, "dropped": {"empty text": 5}}
     text = str(Plan("classification", "text", "tiny", 3, rows, (stage,)))
-    assert "100 read = 95 to train + 0 to validate + 0 to test + dropped (5 empty text)" in text
+    assert "100 read = 95 to train + 0 to validate + 0 to test + 0 unlabelled + dropped (5 empty text)" in text
     assert "learns 500 of 1,000 parameters (50.0 %)" in text
 
 

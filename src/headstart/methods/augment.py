@@ -30,8 +30,7 @@ torchvision."""
 
 @dataclass
 class Augment(Method):
-    """Changes each row at random in ways that keep its label: views of pictures, small edits of texts,
-    other takes of sounds.
+    """Changes each row at random in ways that keep its label: views of pictures, edits of texts, noise on sounds.
 
     Equation: x <- t(x) with t drawn anew for each row and step. Pictures: a random crop of a share in [crop, 1] of
     the area brought back to size, a flip, a rotation within +-rotate degrees, brightness, contrast and saturation

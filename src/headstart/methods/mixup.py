@@ -14,8 +14,7 @@ from headstart.values import Batch, Mix
 
 @dataclass
 class Mixup(Method):
-    """Trains on convex combinations of two rows: pixels of pictures, waves of sounds, pooled features
-    of texts.
+    """Trains on convex combinations of two rows: pixels of pictures, waves of sounds, pooled features of texts.
 
     Equation: x~ = s x_i + (1 - s) x_j, y~ = s y_i + (1 - s) y_j, with s ~ Beta(alpha, alpha) for each row and j drawn
     by permuting the batch. For texts x is the pooled feature vector (N,D) that the head reads.
