@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from hub_folders import hub  # noqa: F401
+from sample_texts import TICKETS, WORDS
 
 # How long a draw takes says how busy the machine is, not whether the code is right.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -27,70 +28,6 @@ def data_root() -> Path:
     return root
 
 
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "the",
-    "a",
-    "is",
-    "my",
-    "was",
-    "not",
-    "has",
-    "order",
-    "card",
-    "late",
-    "lost",
-    "broken",
-    "refund",
-    "return",
-    "money",
-    "back",
-    "please",
-    "cancel",
-    "where",
-    "when",
-    "arrived",
-    "parcel",
-    "delivery",
-    "damaged",
-    "screen",
-    "password",
-    "login",
-    "account",
-    "reset",
-    "email",
-    "invoice",
-    "bill",
-    "pay",
-    "help",
-    "today",
-    "week",
-    "never",
-    "still",
-    "want",
-    "need",
-    "good",
-    "bad",
-    "great",
-    "terrible",
-    "love",
-    "hate",
-    "film",
-    "plot",
-    "actor",
-    "music",
-    "blue",
-    "red",
-    "one",
-    "two",
-    "three",
-]
-
-
 @pytest.fixture(scope="session")
 def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A two-block BERT with random weights in the hub's folder layout, for tests that need no knowledge."""
@@ -107,13 +44,6 @@ def tiny_bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     BertModel(config).save_pretrained(folder)
     return folder
-
-
-TICKETS = {
-    "delivery": ["where is my parcel", "my order never arrived", "delivery is late", "parcel still not arrived today"],
-    "refund": ["i want my money back", "please refund the order", "return and refund please", "refund my card"],
-    "login": ["password reset please", "my login is broken", "account password lost", "login not good help"],
-}
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from method_helpers import make_context
 from torch import Tensor
 
 import headstart as hs
-from conftest import TICKETS, WORDS
 from headstart.encoded import Encoded
 from headstart.errors import MethodError
 from headstart.hooks import Hooks
@@ -24,6 +23,7 @@ from headstart.methods.backtranslate import Backtranslate
 from headstart.modalities.text import TextModality
 from headstart.protocols import Method
 from method_runs import make_rows, same
+from sample_texts import TICKETS, WORDS
 
 TEXTS = [text for texts in TICKETS.values() for text in texts]
 LABELS = [name for name, texts in TICKETS.items() for _ in texts]
