@@ -65,8 +65,8 @@ def outcome(a: str, b: str, kind: str) -> tuple[str, str]:
 
 
 def _epochs(*names: str) -> int:
-    """As many as it takes until each of them can have acted."""
-    return 1 + max(make_method(name).first_epoch() for name in names)
+    """As many as it takes until each of them can have acted; one that cannot say when gets two."""
+    return max(1 + min(make_method(name).first_epoch(), 1) for name in names)
 
 
 @cache
