@@ -1,6 +1,6 @@
 """What each method brings over plain fine-tuning, by theme: `headstart compare` on real sets, paired by row and seed.
 
-    python benchmarks/methods/themes.py who stay regularise --seeds 3 --work /tmp/themes
+    python benchmarks/methods/themes.py who stay regularise --seeds 3 --work FOLDER
 
 Fits that the work folder holds already are not repeated. The comparisons go to `benchmarks/methods/themes/` as JSON.
 Plain fine-tuning (`finetune`) starts from the probe's head, as every arm here does.
