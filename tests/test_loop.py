@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from headstart.errors import HeadstartError, MethodError
-from headstart.loop import Loop
+from headstart.loop import Loop, set_modes
 from headstart.protocols import Context, Method
 from headstart.values import Batch, Group, View
 from tiny import make_loop, make_rows
@@ -229,3 +229,32 @@ def test_averages_finish_before_surgery_is_undone_and_the_last_listed_first() ->
         make_loop(methods).train()
         averages, surgeries = [n for n in names if n in "ab"], [n for n in names if n in "st"]
         assert finished == averages[::-1] + surgeries[::-1]
+
+
+class BatchNormed(nn.Module):
+    """The parts of a convolutional backbone that `set_modes` looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.tail = (), ()
+        self.blocks = (nn.Linear(2, 2), nn.BatchNorm1d(2))
+        self.inside = nn.ModuleList(self.blocks)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_running_statistics_are_updated_or_kept(keep: bool) -> None:
+    model = nn.Module()
+    model.backbone = BatchNormed()
+    norm = model.backbone.blocks[1]
+    set_modes(model, keep_stats=keep)
+    norm(torch.randn(8, 2) + 5)
+    assert torch.equal(norm.running_mean, torch.zeros(2)) is keep
+    assert norm.weight.requires_grad
+
+
+def test_the_loop_asks_for_kept_statistics_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("headstart.loop.set_modes", lambda model, *, keep_stats: asked.append(keep_stats))
+    make_loop(validation=make_rows(8, seed=1), epochs=2, running_stats="keep").train()
+    assert len(asked) > 2
+    assert all(asked)

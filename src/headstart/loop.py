@@ -227,7 +227,7 @@ class Loop:
             for parameter in group.parameters:
                 parameter.requires_grad_(True)
         self.optimiser.set_groups([group for group in groups if group.parameters])
-        set_modes(self.model)
+        set_modes(self.model, keep_stats=self.training.running_stats == "keep")
 
     def _after_epoch(self, epoch: int) -> bool:
         """Validate, keep the best weights, tell the methods. True when it is time to stop early."""
@@ -248,7 +248,7 @@ class Loop:
                 self.best_weights = _copy(self.model) if self.training.weights == "best" else None
             else:
                 self.bad += 1
-        set_modes(self.model)
+        set_modes(self.model, keep_stats=self.training.running_stats == "keep")
         figures[self.metric] = score
         self.result.history.append(figures)
         self.listen("epoch", figures)
@@ -334,8 +334,11 @@ class Loop:
         set_random_state(record["random"])
 
 
-def set_modes(model: nn.Module) -> None:
-    """Training mode, but parts of the backbone in which nothing learns, and frozen BatchNorms, run as at inference."""
+def set_modes(model: nn.Module, *, keep_stats: bool = False) -> None:
+    """Training mode, but parts of the backbone in which nothing learns, and frozen BatchNorms, run as at inference.
+
+    keep_stats: every BatchNorm normalises by its pretrained means and variances; its scale and shift still learn.
+    """
     model.train()
     backbone: Any = model.backbone
     for part in (*backbone.stem, *backbone.blocks, *backbone.tail):
@@ -343,8 +346,8 @@ def set_modes(model: nn.Module) -> None:
         if learning and not any(learning):
             part.eval()
     for module in backbone.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not any(
-            p.requires_grad for p in module.parameters()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            keep_stats or not any(p.requires_grad for p in module.parameters())
         ):
             module.eval()
     if not any(p.requires_grad for p in backbone.parameters()):

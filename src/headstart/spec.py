@@ -140,6 +140,9 @@ class TrainingSpec(_Section):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.01, ge=0)
     decay_norms: bool = Field(False, description="whether weight decay holds for biases and norms too")
+    running_stats: Literal["update", "keep"] = Field(
+        "update", description="means and variances of BatchNorm: taken from the batches, or kept as pretrained"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
