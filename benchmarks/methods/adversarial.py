@@ -81,8 +81,8 @@ SUITES: dict[str, dict[str, Any]] = {
     },
 }
 """Per set: how all arms are tuned, training rows a class, the radii that are measured (l2 on token embeddings, linf on
-pixels) and the arms. `last`: the best clean validation would choose the epochs that withstand least. `keep`: with statistics
-of the batch a network tells changed batches from clean ones and withstands nothing when it is used."""
+pixels) and the arms. `last`: the best clean validation would choose the epochs that withstand least. `keep`: with the
+statistics of a batch a network tells changed batches from clean ones and withstands nothing when it is used."""
 
 VALIDATION, ROWS, STEPS = 100, 150, 10
 
