@@ -160,3 +160,12 @@ def test_bare_parameters_and_shared_ones_are_found_by_identity() -> None:
     assert found["token"] == 0.125
     assert found["network.layers.0.mixer.weight"] == 1.0, "shared with the top block, so it learns at its rate"
     assert found["network.layers.0.mixer.bias"] == 0.25
+
+
+def test_norms_that_hold_their_activation_are_norms() -> None:
+    """timm's BatchNormAct2d has children without parameters."""
+    layers = pytest.importorskip("timm.layers")
+    model = make_model("image")
+    model.backbone.tail[0].add_module("act_norm", layers.BatchNormAct2d(4))
+    found = scales(Freeze(norms=True), model)
+    assert {name.rsplit(".", 1)[-1] for name in found if "act_norm" in name} == {"weight", "bias"}

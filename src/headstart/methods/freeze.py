@@ -181,5 +181,9 @@ class Freeze(Method):
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Whether a module normalises: torch's own norms, and the networks' own, which all carry it in their class name."""
-    return "norm" in type(module).__name__.lower() and not any(True for _ in module.children())
+    """Whether a module normalises: torch's own norms, and the networks' own, which all carry it in their class name.
+
+    timm's norms hold their activation as a child; what holds other learning modules is a block, not a norm.
+    """
+    inside = (parameter for child in module.children() for parameter in child.parameters())
+    return "norm" in type(module).__name__.lower() and next(inside, None) is None
