@@ -7,6 +7,7 @@ it, above them (`tail`) when only the pooled features do, and is retired (kept a
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from headstart.errors import BackboneError
 from headstart.protocols import Backbone
-from headstart.values import Batch, Features
+from headstart.values import Batch
 
 
 @dataclass(frozen=True)
@@ -59,9 +60,9 @@ class NetworkBackbone(Backbone):
         self.retired = tuple(_retire(self, traced))
         self._parts = _divide(self, traced)
 
+    @abstractmethod
     def example(self) -> Batch:
         """One small row, to trace the network with."""
-        raise NotImplementedError
 
     @property
     def stem(self) -> Sequence[nn.Module | nn.Parameter]:
@@ -77,10 +78,6 @@ class NetworkBackbone(Backbone):
     def tail(self) -> Sequence[nn.Module | nn.Parameter]:
         """Modules (or bare parameters) above the last block."""
         return [_resolve(self, path) for path in self._parts.tail]
-
-    def features(self, batch: Batch) -> Features:
-        """Run the network. Honours `batch.shift`."""
-        raise NotImplementedError
 
 
 @dataclass
