@@ -255,3 +255,14 @@ def test_the_command_killed_and_resumed_ends_as_if_left_alone(
     first, second = (tmp_path / name / "model.safetensors" for name in "ab")
     assert first.read_bytes() == second.read_bytes()
     assert not checkpoint.exists()
+
+
+def test_kept_statistics_need_pretrained_ones_and_no_method_that_draws_them(
+    tickets: dict[str, Path], tiny_bert: Path
+) -> None:
+    more: dict[str, object] = {"methods": ["stochnorm"], "sets": ["training.running_stats=keep"]}
+    with pytest.raises(SpecError, match="'stochnorm' needs BatchNorm's statistics of each batch"):
+        hs.fit(tickets["train"], **more, **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    more = {"methods": ["ema"], "sets": ["training.running_stats=keep", "backbone.pretrained=false"]}
+    with pytest.raises(SpecError, match=r"backbone\.pretrained = false has none"):
+        hs.fit(tickets["train"], **more, **files(tickets, tiny_bert))  # type: ignore[arg-type]

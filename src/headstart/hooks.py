@@ -64,8 +64,8 @@ class Hooks:
                     )
 
     def _offers(self, need: str) -> bool:
-        # Every run has a start; asking for it is what keeps it (`adapt`). Mixed batches are seen to by stages.
-        if need in ("run.start", "run.mixed"):
+        # Every run has a start; asking for it is what keeps it (`adapt`). What settings decide is seen to by stages.
+        if need in ("run.start", "run.mixed", "run.statistics"):
             return True
         if need == "run.unlabelled":
             return self.unlabelled is not None

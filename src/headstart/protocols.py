@@ -355,7 +355,7 @@ class Method:
 
     def requires(self) -> dict[str, str]:
         """Capabilities the run must offer, each with the reason: 'task.mix', 'modality.continuous', 'run.start',
-        'run.unlabelled', ..."""
+        'run.unlabelled', 'run.mixed' (every task in each batch), 'run.statistics' (BatchNorm's, of each batch), ..."""
         return {}
 
     def remains(self) -> bool:

@@ -130,12 +130,7 @@ class Stages:
             methods, self.stage_task(stage), self.modality, seed, unlabelled=self.unlabelled, bundle=bundle.load
         )
         training = self.training(stage)
-        compares = [name for name, method in methods.items() if "run.mixed" in method.requires()]
-        if compares and training.sampling == "round_robin":
-            raise SpecError(
-                f"'{compares[0]}' compares the tasks of a batch, and training.sampling = 'round_robin' puts one task "
-                f"in each: choose size, temperature or uniform"
-            )
+        self._check_settings(methods, training)
         if training.optimizer == "lbfgs" and (
             len(methods) != 1 or getattr(methods.get("freeze"), "probe", False) is not True
         ):
@@ -145,6 +140,25 @@ class Stages:
             )
         self._check_names(training)
         return methods, hooks
+
+    def _check_settings(self, methods: Mapping[str, Method], training: TrainingSpec) -> None:
+        """Raises SpecError where a setting takes away what a method or the backbone needs."""
+        needing = {need: name for name, method in reversed(list(methods.items())) for need in method.requires()}
+        if "run.mixed" in needing and training.sampling == "round_robin":
+            raise SpecError(
+                f"'{needing['run.mixed']}' compares the tasks of a batch, and training.sampling = 'round_robin' puts "
+                f"one task in each: choose size, temperature or uniform"
+            )
+        if training.running_stats == "keep" and "run.statistics" in needing:
+            raise SpecError(
+                f"'{needing['run.statistics']}' needs BatchNorm's statistics of each batch, and "
+                f"training.running_stats = 'keep' uses none: choose update, or leave the method out"
+            )
+        if training.running_stats == "keep" and not self.spec.backbone.pretrained:
+            raise SpecError(
+                "training.running_stats = 'keep' keeps pretrained statistics, and backbone.pretrained = false has "
+                "none: choose update"
+            )
 
     def _check_names(self, training: TrainingSpec) -> None:
         """Raises SpecError where class means or class names are asked for and the run has none."""

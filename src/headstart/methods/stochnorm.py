@@ -44,6 +44,10 @@ class StochNorm(Method):
     def __post_init__(self) -> None:
         number("stochnorm:p", self.p, 0, "such as p=0.5; leave the method out for none", high=1, above=True)
 
+    def requires(self) -> dict[str, str]:
+        """Statistics of the batch to choose from."""
+        return {"run.statistics": "it draws between the batch's statistics and the moving ones"}
+
     def adapt(self, model: nn.Module, ctx: Context) -> nn.Module:
         """The model whose BatchNorms draw their statistics; no layer and no name changes."""
         whole: Any = model
