@@ -266,3 +266,6 @@ def test_kept_statistics_need_pretrained_ones_and_no_method_that_draws_them(
     more = {"methods": ["ema"], "sets": ["training.running_stats=keep", "backbone.pretrained=false"]}
     with pytest.raises(SpecError, match=r"backbone\.pretrained = false has none"):
         hs.fit(tickets["train"], **more, **files(tickets, tiny_bert))  # type: ignore[arg-type]
+    more = {"methods": ["ema"], "sets": ["training.running_stats=keep"]}
+    with pytest.raises(SpecError, match="this backbone has no BatchNorm: leave it out"):
+        hs.fit(tickets["train"], **more, **files(tickets, tiny_bert))  # type: ignore[arg-type]

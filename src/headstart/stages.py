@@ -159,6 +159,12 @@ class Stages:
                 "training.running_stats = 'keep' keeps pretrained statistics, and backbone.pretrained = false has "
                 "none: choose update"
             )
+        kind = nn.modules.batchnorm._BatchNorm
+        if training.running_stats == "keep" and not any(isinstance(m, kind) for m in self.model.backbone.modules()):
+            raise SpecError(
+                "training.running_stats = 'keep' keeps BatchNorm's statistics, and this backbone has no BatchNorm: "
+                "leave it out"
+            )
 
     def _check_names(self, training: TrainingSpec) -> None:
         """Raises SpecError where class means or class names are asked for and the run has none."""

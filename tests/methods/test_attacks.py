@@ -187,6 +187,22 @@ def test_the_search_leaves_no_trace(method: FGM | PGD, kind: str) -> None:
     assert not any(p.grad is None for p in model.backbone.parameters())
 
 
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_statistics_that_move_meanwhile_are_reported(kind: str) -> None:
+    """A network whose BatchNorms run as at use, or that has none, is trained as it is attacked and used."""
+    model, batch, method = make_model(kind).train(), make_batch(kind), PGD(steps=1)
+    moving = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    run(method, model, batch)
+    assert [note.startswith("'pgd' trained with the statistics of each batch") for note in method.notes()] == (
+        [True] if moving else []
+    )
+    for module in moving:
+        module.eval()
+    kept = PGD(steps=1)
+    run(kept, model, batch)
+    assert kept.notes() == []
+
+
 def test_random_starts_come_from_the_context() -> None:
     model, batch = make_model().eval(), make_batch()
     state = torch.get_rng_state()

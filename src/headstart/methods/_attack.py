@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from headstart.attack import usual_norm, usual_radius
 from headstart.errors import MethodError
-from headstart.protocols import Context
+from headstart.protocols import Context, Method
 from headstart.values import Batch
 
 
@@ -32,22 +32,38 @@ def check_radius(name: str, eps: float | None, norm: str, ctx: Context) -> None:
         )
 
 
-def attacked(model: Any, batch: Batch) -> Tensor:
-    """Zeros shaped like the continuous input of this batch. Raises MethodError outside a run."""
-    if model is None:
-        raise MethodError("an adversarial method needs the model to attack: call adapt(model, ctx) before backward")
-    zeros: Tensor = model.backbone.zero_shift(batch)
-    return zeros
+class AttackMethod(Method):
+    """A method that trains on moved inputs and leaves no surgery; it says when running statistics move meanwhile."""
+
+    moving_ = False
+
+    def centre(self, model: Any, batch: Batch) -> Tensor:
+        """Zeros shaped like the continuous input of this batch. Raises MethodError outside a run."""
+        if model is None:
+            raise MethodError("an adversarial method needs the model to attack: call adapt(model, ctx) before backward")
+        self.moving_ = self.moving_ or bool(_moving(model))
+        zeros: Tensor = model.backbone.zero_shift(batch)
+        return zeros
+
+    def remains(self) -> bool:
+        """The model keeps no trace of the training."""
+        return False
+
+    def notes(self) -> list[str]:
+        """A warning where BatchNorm followed the statistics of each batch, which undoes adversarial training."""
+        if not self.moving_:
+            return []
+        return [
+            f"'{type(self).__name__.lower()}' trained with the statistics of each batch and is used with running ones, "
+            f"which can undo all it brings: use --set training.running_stats=keep, or check with "
+            f"--set evaluation.robust=true"
+        ]
 
 
 @contextmanager
 def still(model: nn.Module) -> Iterator[None]:
     """Passes inside train as usual, dropout and batch statistics included, but move no running statistics."""
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training and module.track_running_stats
-    ]
+    norms = _moving(model)
     for module in norms:
         module.track_running_stats = False
     try:
@@ -55,3 +71,13 @@ def still(model: nn.Module) -> Iterator[None]:
     finally:
         for module in norms:
             module.track_running_stats = True
+
+
+def _moving(model: nn.Module) -> list[Any]:
+    """The BatchNorms that normalise by the batch and move their running statistics."""
+    kind = nn.modules.batchnorm._BatchNorm
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, kind) and module.training and module.track_running_stats
+    ]

@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from headstart.attack import direction, shifted, slope, within
-from headstart.methods._attack import attacked, radius, still
+from headstart.methods._attack import AttackMethod, radius, still
 from headstart.methods._checks import number
-from headstart.protocols import Context, Method
+from headstart.protocols import Context
 from headstart.values import Batch
 
 
 @dataclass
-class FGM(Method):
+class FGM(AttackMethod):
     """Trains also on the inputs moved one step in the direction that raises the loss most.
 
     Equation: L(x) + weight * L(x + d), d = eps * g / ||g||_2, g = the gradient of L in x. x is a row's token
@@ -56,10 +56,6 @@ class FGM(Method):
         self.model_ = model
         return model
 
-    def remains(self) -> bool:
-        """The model keeps no trace of the training."""
-        return False
-
     def passes(self) -> float:
         """The gradient in the input, the clean rows, the changed rows."""
         return 3.0
@@ -67,7 +63,7 @@ class FGM(Method):
     def backward(self, batch: Batch, loss_of: Callable[[Batch], Tensor], ctx: Context) -> Tensor:
         """Gradients of the sum of both losses; returns that sum."""
         model: Any = getattr(self, "model_", None)
-        start = attacked(model, batch)
+        start = self.centre(model, batch)
         with ctx.quiet(model):
             gradient = slope(loss_of, batch, start)
         change = within(radius(self.eps, start, ctx, "l2") * direction(gradient, "l2"), batch).detach()

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from headstart.attack import climb, cube, real, row_norms, shifted, within
 from headstart.errors import MethodError
-from headstart.methods._attack import attacked, check_radius, norm_of, radius, still
+from headstart.methods._attack import AttackMethod, check_radius, norm_of, radius, still
 from headstart.methods._checks import choice, number, whole
 from headstart.methods._draws import rewound
-from headstart.protocols import Context, Method
+from headstart.protocols import Context
 from headstart.values import Batch
 
 
 @dataclass
-class FreeLB(Method):
+class FreeLB(AttackMethod):
     """Climbs to worse inputs and adds up the gradients of every step on the way.
 
     Equation: mean over t < K of L(x + d_t), with d_0 uniform in the ball and d_{t+1} = P(d_t + step * u(g_t)), g_t the
@@ -65,10 +65,6 @@ class FreeLB(Method):
         self.model_ = model
         return model
 
-    def remains(self) -> bool:
-        """The model keeps no trace of the training."""
-        return False
-
     def passes(self) -> float:
         """One a step: each makes its gradient in the parameters and in the input."""
         return float(self.steps)
@@ -76,7 +72,7 @@ class FreeLB(Method):
     def backward(self, batch: Batch, loss_of: Callable[[Batch], Tensor], ctx: Context) -> Tensor:
         """Gradients of the mean loss over the steps; returns that mean."""
         model: Any = getattr(self, "model_", None)
-        zeros = attacked(model, batch)
+        zeros = self.centre(model, batch)
         norm = norm_of(self.norm, ctx)
         eps = radius(self.eps, zeros, ctx, norm)
         step = self.step if self.step is not None else 2.5 * eps / self.steps

@@ -9,14 +9,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from headstart.attack import ascend, inside, shifted
-from headstart.methods._attack import attacked, check_radius, norm_of, radius, still
+from headstart.methods._attack import AttackMethod, check_radius, norm_of, radius, still
 from headstart.methods._checks import choice, flag, number, whole
-from headstart.protocols import Context, Method
+from headstart.protocols import Context
 from headstart.values import Batch
 
 
 @dataclass
-class PGD(Method):
+class PGD(AttackMethod):
     """Trains on the worst inputs that several projected gradient steps find within a small ball.
 
     Equation: clean * L(x) + (1 - clean) * L(x + d_K), with d_0 random in the ball and d_{k+1} = P(d_k + step *
@@ -70,10 +70,6 @@ class PGD(Method):
         self.model_ = model
         return model
 
-    def remains(self) -> bool:
-        """The model keeps no trace of the training."""
-        return False
-
     def passes(self) -> float:
         """One a step of the search, one for the changed rows, one for the clean rows if they count."""
         return self.steps + 1.0 + (self.clean > 0)
@@ -81,7 +77,7 @@ class PGD(Method):
     def backward(self, batch: Batch, loss_of: Callable[[Batch], Tensor], ctx: Context) -> Tensor:
         """Gradients of the weighted sum of both losses; returns that sum."""
         model: Any = getattr(self, "model_", None)
-        start = attacked(model, batch)
+        start = self.centre(model, batch)
         with ctx.quiet(model):
             change = self._search(start, batch, loss_of, ctx)
         if not self.clean:

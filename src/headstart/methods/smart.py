@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from headstart.attack import ascend, inside, shifted
-from headstart.methods._attack import check_radius, norm_of, radius, still
+from headstart.methods._attack import AttackMethod, check_radius, norm_of, radius, still
 from headstart.methods._checks import choice, number, whole
 from headstart.methods._distance import of_task, symmetric
 from headstart.methods._draws import of_batch, rewound
 from headstart.methods._rows import weighted
-from headstart.protocols import Context, Method
+from headstart.protocols import Context
 from headstart.values import View
 
 
 @dataclass
-class Smart(Method):
+class Smart(AttackMethod):
     """Makes the answer to each row agree with that to the worst row nearby, and with that of the weights so far.
 
     Equation: weight * mean_i max_{||d_i|| <= eps} l(f(x_i), f(x_i + d_i)) + proximal * mean_i l(f(x_i), a(x_i)), with
@@ -75,10 +75,6 @@ class Smart(Method):
         self.average_ = {}
         return model
 
-    def remains(self) -> bool:
-        """The model keeps no trace of the training."""
-        return False
-
     def passes(self) -> float:
         """The rows; again with the search's dropout; once a step; moved; with averaged weights, without gradients."""
         return 1.0 + 1.0 + self.steps + 1.0 + (1 / 3 if self.proximal else 0)
@@ -98,7 +94,7 @@ class Smart(Method):
     def _smoothness(self, view: View, ctx: Context) -> Tensor:
         """The mean distance between the answers to the rows and to their worst neighbours."""
         model: Any = view.model
-        zeros = model.backbone.zero_shift(view.batch)
+        zeros = self.centre(model, view.batch)
         norm = norm_of(self.norm, ctx)
         eps = radius(self.eps, zeros, ctx, norm)
         start = inside(zeros, eps, norm, view.batch, of_batch(ctx.generator, view.batch))

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from headstart.attack import direction, noise, shifted, slope, within
-from headstart.methods._attack import radius, still
+from headstart.methods._attack import AttackMethod, radius, still
 from headstart.methods._checks import number, whole
 from headstart.methods._distance import divergence, of_task
 from headstart.methods._draws import of_batch, rewound
 from headstart.methods._rows import weighted
-from headstart.protocols import Context, Method
+from headstart.protocols import Context
 from headstart.values import Batch, View
 
 
 @dataclass
-class VAT(Method):
+class VAT(AttackMethod):
     """Keeps the answer to each row the same when the row moves in the direction that changes the answer most.
 
     Equation: weight * mean_i KL(p(x_i) || p(x_i + r_i)), r_i = eps * d_i, d_i found by power iteration: from a random
@@ -78,7 +78,7 @@ class VAT(Method):
 
     def _smoothness(self, model: Any, batch: Batch, ctx: Context, generator: torch.Generator) -> Tensor:
         """The mean divergence over the rows of a batch."""
-        zeros = model.backbone.zero_shift(batch)
+        zeros = self.centre(model, batch)
         eps = radius(self.eps, zeros, ctx, "l2")
         xi = self.xi if self.xi is not None else eps / 10
         # Each pass has its own autocast: weights cast without gradients must not be found again by one that needs them.
