@@ -21,13 +21,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "optimiser", "recipe", "probe", "evaluation"),
-    ("inference", "hooks", "fitted", "planning", "label_errors", "heads"),
+    ("inference", "runtime", "hooks", "fitted", "planning", "label_errors", "heads"),
     ("loop", "views"),
     ("bundle", "robustness"),
     ("stages",),
     ("evidence",),
     ("adapt",),
-    ("comparison", "verbs", "sklearn", "explain"),
+    ("comparison", "verbs", "sklearn", "explain", "compress"),
     ("terminal",),
     ("cli",),
     ("__main__",),
@@ -43,10 +43,10 @@ EXCEPTIONS = {
 PLUG_INS = ("modalities", "tasks", "backbones", "methods")
 
 HEAVY = ("torch", "transformers", "pandas", "sklearn", "scipy", "pyarrow", "timm", "peft", "torchvision", "accelerate",
-         "datasets", "matplotlib", "mlflow", "tensorboard", "PIL")  # fmt: skip
+         "datasets", "matplotlib", "mlflow", "tensorboard", "PIL", "onnx", "onnxruntime")  # fmt: skip
 
 OPTIONAL = ("pandas", "timm", "soundfile", "soxr", "peft", "torchvision", "datasets", "matplotlib", "mlflow",
-            "tensorboard", "sentence_transformers", "cleanlab")  # fmt: skip
+            "tensorboard", "sentence_transformers", "cleanlab", "onnx", "onnxruntime", "onnxscript")  # fmt: skip
 
 
 def sources() -> list[Path]:

@@ -22,6 +22,7 @@ _HOMES = {
     "predict": "headstart.verbs",
     "evaluate": "headstart.verbs",
     "compare": "headstart.comparison",
+    "export": "headstart.compress.export",
     "Bundle": "headstart.bundle",
     "Report": "headstart.evaluation",
     "Spec": "headstart.spec",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from headstart.adapt import fit
     from headstart.bundle import Bundle, load
     from headstart.comparison import compare
+    from headstart.compress.export import export
     from headstart.errors import BadInput, HeadstartError
     from headstart.evaluation import Report
     from headstart.protocols import Method

@@ -1,7 +1,7 @@
 """The one artefact: a folder that holds everything a model needs, proves itself when it loads, and can be moved.
 
     bundle.json             format, spec, task, backbone, lineage, fingerprint, hashes of the files below
-    model.safetensors       weights, `backbone.*` and `head.*`
+    model.safetensors       weights, `backbone.*` and `head.*` (an exported bundle has `onnx/model.onnx` in their place)
     probe.safetensors       the answers (n,K) that the stored probe inputs must give
     probe/                  the probe inputs: texts.json, pictures as PNG, or sounds as WAV
     backbone/               the network's config and tokenizer
@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from headstart import inference
+from headstart import inference, runtime
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, ProofError, did_you_mean
 from headstart.hooks import Hooks
@@ -83,7 +83,7 @@ class Bundle:
         Raises BundleError for a task that is not there.
         """
         member = next((member for member in self.task.members if member.name == task), None)
-        head: Any = self.model.head
+        head: Any = getattr(self.model, "head", None)
         if member is None or not isinstance(head, torch.nn.Linear):
             have = did_you_mean(task, self.tasks) if self.tasks else "this model has a single task, and it has no name"
             raise BundleError(f"there is no task '{task}' in this model: {have}")
@@ -188,7 +188,8 @@ class Bundle:
         return folder
 
     def _names(self, folder: Path) -> list[str]:
-        return ["model.safetensors", "probe.safetensors", "probe", "backbone", *self.files]
+        weights = [] if "runtime" in self.record else ["model.safetensors"]
+        return [*weights, "probe.safetensors", "probe", "backbone", *self.files]
 
     def _write(self, folder: Path) -> None:
         from safetensors.torch import save_file
@@ -196,12 +197,14 @@ class Bundle:
         for name in ("probe", "backbone"):
             shutil.rmtree(folder / name, ignore_errors=True)
             (folder / name).mkdir()
-        # A clone gives every tensor its own contiguous memory, as safetensors asks (tied weights, channels_last).
-        weights = {
-            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-            for name, value in self.model.state_dict().items()
-        }
-        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        if "runtime" not in self.record:
+            # A clone gives every tensor its own contiguous memory, as safetensors asks (tied weights, channels_last).
+            weights = {
+                name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+                for name, value in self.model.state_dict().items()
+            }
+            save_file(weights, folder / "model.safetensors", {"format": "pt"})
         save_file({"outputs": torch.from_numpy(np.ascontiguousarray(self.probe_outputs))}, folder / "probe.safetensors")
         self.model.backbone.save_files(folder / "backbone")
         suffix = self.modality.probe_suffix
@@ -287,12 +290,17 @@ def _assemble(folder: Path, record: dict[str, Any]) -> Bundle:
     task = tasks.from_json(record["task"])
     modality: Modality = catalog.find("modalities", record["modality"])()
     backbone = backbones.rebuild(record["backbone"], folder / "backbone")
-    model = Model(backbone, torch.nn.Linear(backbone.width, task.outputs))
-    methods = {m["name"]: catalog.find("methods", m["name"])(**m["options"]) for m in record["surgery"]}
-    model = Hooks(methods, task, modality, seed=0).adapt(model)  # type: ignore[assignment]
-    missing, extra = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    if missing or extra:
-        raise BundleError(f"'{folder}' has weights that do not fit: missing {missing[:3]}, unexpected {extra[:3]}")
+    methods: dict[str, Method] = {}
+    model: Any
+    if "runtime" in record:
+        model = runtime.GraphModel(backbone, (folder / record["runtime"]["file"]).read_bytes())
+    else:
+        methods = {m["name"]: catalog.find("methods", m["name"])(**m["options"]) for m in record["surgery"]}
+        model = Model(backbone, torch.nn.Linear(backbone.width, task.outputs))
+        model = Hooks(methods, task, modality, seed=0).adapt(model)
+        missing, extra = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+        if missing or extra:
+            raise BundleError(f"'{folder}' has weights that do not fit: missing {missing[:3]}, unexpected {extra[:3]}")
     model.eval()
     expected = load_file(folder / "probe.safetensors")["outputs"].numpy()
     files = {

@@ -1,0 +1,197 @@
+"""A bundle as an ONNX bundle: equal answers in full precision, a measured and gated loss in 8 bits."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import headstart as hs
+from headstart.cli import run
+from headstart.compress import graph as graphs
+from headstart.encoded import Encoded
+from headstart.errors import BundleError, DataError, ProofError, SpecError
+
+pytest.importorskip("onnxruntime", reason="needs the onnx extra")
+pytest.importorskip("onnxscript", reason="needs the onnx extra")
+# The exporter's own use of torch and onnx_ir.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "UserWarning", "FutureWarning")
+]
+
+TEXTS = ["where is my parcel", "cancel it", "my refund has not come back yet, please help me now", "parcel", "order"]
+
+
+@pytest.fixture(scope="module")
+def made(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of three kinds of texts, with its rows beside it."""
+    root = tmp_path_factory.mktemp("export")
+    kinds = {"track": "where is my parcel", "cancel": "cancel my order", "refund": "i want a refund"}
+    rows = [
+        f"{text} {word},{kind}" for kind, text in kinds.items() for word in ("now", "please", "again", "today", "help")
+    ]
+    for name in ("train", "test"):
+        (root / f"{name}.csv").write_text("\n".join(["text,kind", *rows]) + "\n", encoding="utf-8")
+    hs.fit(
+        root / "train.csv", test=root / "test.csv", label="kind", backbone=f"file:{tiny_bert}",
+        methods=["freeze:probe"], out=root / "bundle",
+    )  # fmt: skip
+    return root
+
+
+@pytest.fixture(scope="module")
+def plain(made: Path) -> Path:
+    hs.export(made / "bundle", made / "onnx")
+    return made / "onnx"
+
+
+def test_full_precision_answers_as_before(made: Path, plain: Path) -> None:
+    before, after = hs.load(made / "bundle"), hs.load(plain)
+    np.testing.assert_allclose(after.outputs(TEXTS), before.outputs(TEXTS), atol=1e-5)
+    for text in TEXTS:  # a row alone, of any length, is what it is in a batch
+        np.testing.assert_allclose(after.outputs([text]), before.outputs([text]), atol=1e-5)
+    assert after.predict(TEXTS) == before.predict(TEXTS)
+    assert after.record["lineage"]["parent"] == before.record["lineage"]["id"]
+    assert not (plain / "model.safetensors").exists() and (plain / "onnx" / "model.onnx").is_file()
+
+
+def test_an_export_can_be_moved_evaluated_and_saved_again(made: Path, plain: Path, tmp_path: Path) -> None:
+    again = hs.load(plain).save(tmp_path / "again")
+    measured = hs.evaluate(again, made / "test.csv")
+    expected = hs.evaluate(made / "bundle", made / "test.csv")
+    assert measured["metrics"]["accuracy"]["value"] == expected["metrics"]["accuracy"]["value"]
+    with pytest.raises(BundleError, match="attack or mix the bundle it was made from"):
+        hs.evaluate(again, made / "test.csv", robust=True)
+
+
+def test_an_altered_graph_is_refused(plain: Path, tmp_path: Path) -> None:
+    other = hs.load(plain).save(tmp_path / "other")
+    content = bytearray((other / "onnx" / "model.onnx").read_bytes())
+    content[len(content) // 2] ^= 1
+    (other / "onnx" / "model.onnx").write_bytes(content)
+    with pytest.raises(BundleError, match="altered after the bundle was saved"):
+        hs.load(other)
+
+
+def test_eight_bits_are_smaller_and_their_loss_is_measured(
+    made: Path, plain: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = made / "int8"
+    assert (
+        run(["export", str(made / "bundle"), "--out", str(out), "--quantize", "int8", "--gate", "50%", "--json"]) == 0
+    )
+    told = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert told["data"] == str(made / "test.csv") and told["rows"] == 15 and told["metric"] == "accuracy"
+    before, after = hs.load(made / "bundle"), hs.load(out)
+    rows = (made / "test.csv").read_text(encoding="utf-8").splitlines()[1:]
+    texts, kinds = zip(*(row.rsplit(",", 1) for row in rows), strict=True)
+    for bundle, name in ((before, "before"), (after, "after")):
+        found = np.mean([a == b for a, b in zip(bundle.predict(texts), kinds, strict=True)])
+        assert told[name] == pytest.approx(float(found))
+    assert told["loss"] == pytest.approx(told["before"] - told["after"])
+    assert (out / "onnx" / "model.onnx").stat().st_size < (plain / "onnx" / "model.onnx").stat().st_size
+    assert np.abs(after.outputs(TEXTS) - before.outputs(TEXTS)).max() > 0
+    assert json.loads((out / "export.json").read_text(encoding="utf-8"))["loss"] == told["loss"]
+
+
+def test_a_gate_that_is_not_passed_refuses_and_writes_nothing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a quantiser that ruins the model; every share of layers left alone is tried first."""
+    source, asked = hs.load(made / "bundle"), []
+    graph = graphs.trace(source.model, Encoded.of(source.modality, source.model.backbone, TEXTS))
+    source.model.head.weight.data.neg_()
+    ruined = graphs.trace(source.model, Encoded.of(source.modality, source.model.backbone, TEXTS))
+
+    def quantised(given: bytes, rows: Encoded, keep: list[str]) -> bytes:
+        asked.append(len(keep))
+        return ruined if len(keep) < 5 else graph
+
+    monkeypatch.setattr(graphs, "quantised", quantised)
+    with pytest.raises(ProofError, match=r"accuracy .* before, .* after, .* % worse, and the gate is 0\.50 %"):
+        monkeypatch.setattr(graphs, "errors", lambda given: {"a": 1.0, "b": 2.0})
+        hs.export(made / "bundle", made / "refused", quantize="int8", gate="0.5%")
+    assert not (made / "refused").exists()
+    monkeypatch.setattr(graphs, "errors", lambda given: {str(i): float(i) for i in range(8)})
+    asked.clear()
+    found = hs.export(made / "bundle", made / "rescued", quantize="int8", gate="0.5%")
+    assert asked == [0, 2, 4, 6] and found.kept == 6 and found.layers == 8 and found.loss == 0
+
+
+def test_the_layers_named_stay_in_full_precision(made: Path, plain: Path) -> None:
+    import onnx
+
+    source = hs.load(made / "bundle")
+    graph = (plain / "onnx" / "model.onnx").read_bytes()
+    rows = Encoded.of(source.modality, source.model.backbone, TEXTS)
+    worst = graphs.errors(graph)
+    assert len(worst) == 13  # six products in each of two blocks, and the head
+    assert all(0 < value < 0.02 for value in worst.values())
+
+    def integer(content: bytes) -> int:
+        return sum(node.op_type == "MatMulInteger" for node in onnx.load_from_string(content).graph.node)
+
+    assert integer(graphs.quantised(graph, rows)) - integer(graphs.quantised(graph, rows, list(worst)[:3])) == 3
+
+
+def test_pictures(tmp_path: Path) -> None:
+    """A convolutional network: equal in full precision, fixed scales in 8 bits."""
+    pytest.importorskip("timm")
+    generator = np.random.default_rng(0)
+    pictures = [generator.integers(0, 90, (32, 32, 3), np.uint8) + np.uint8(120 * (i % 2)) for i in range(24)]
+    labels = ["dark" if i % 2 == 0 else "light" for i in range(24)]
+    model = hs.fit(
+        pictures, labels, backbone="timm:resnet18", methods=["freeze:probe"],
+        spec={"backbone": {"pretrained": False, "image_size": 32}}, out=tmp_path / "bundle",
+    )  # fmt: skip
+    hs.export(tmp_path / "bundle", tmp_path / "onnx")
+    exported = hs.load(tmp_path / "onnx")
+    np.testing.assert_allclose(exported.outputs(pictures[:5]), model.outputs(pictures[:5]), atol=1e-3)
+    for place, kind in enumerate(("dark", "light")):
+        folder = tmp_path / "rows" / kind
+        folder.mkdir(parents=True)
+        from PIL import Image
+
+        for i in range(place, 12, 2):
+            Image.fromarray(pictures[i]).save(folder / f"{i}.png")
+    found = hs.export(tmp_path / "bundle", tmp_path / "int8", quantize="int8", gate=0.99, rows=tmp_path / "rows")
+    assert found.rows == 12 and found.bytes[1] < found.bytes[0] / 3
+    graph = (tmp_path / "int8" / "onnx" / "model.onnx").read_bytes()
+    assert graphs.convolutional((tmp_path / "onnx" / "onnx" / "model.onnx").read_bytes())
+    assert b"QuantizeLinear" in graph and b"ConvInteger" not in graph
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "sentence"),
+    [
+        ({"format": "tflite"}, SpecError, "export writes the format 'onnx', received 'tflite'"),
+        ({"quantize": "int4"}, SpecError, "expected quantize 'int8', or none for full precision, received 'int4'"),
+        (
+            {"gate": "lots"},
+            SpecError,
+            "expected a gate from 0 to 1 or a percentage, such as 0.5% or 0.005, received 'lots'",
+        ),
+        ({"gate": "120%"}, SpecError, "expected a gate from 0 to 1"),
+        ({"task": "topic"}, BundleError, "there is no task 'topic' in this model"),
+        ({"rows": "missing.csv"}, DataError, "missing.csv"),
+    ],
+)
+def test_bad_options(made: Path, options: dict[str, str], error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error) as caught:
+        hs.export(made / "bundle", made / "bad", **options)  # type: ignore[arg-type]
+    assert sentence in str(caught.value) and not (made / "bad").exists()
+
+
+def test_bad_bundles(made: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BundleError, match="an export already"):
+        hs.export(plain, made / "bad")
+    with pytest.raises(BundleError, match="already holds a bundle"):
+        hs.export(made / "bundle", plain)
+    source = hs.load(made / "bundle")
+    source.record["spec"]["data"] |= {"validation": None, "test": str(made / "gone.csv")}
+    with pytest.raises(DataError, match="give labelled rows, as --rows FILE"):
+        hs.export(source, made / "bad", quantize="int8")
+    rows = Encoded.of(source.modality, source.model.backbone, TEXTS)
+    monkeypatch.setattr(source.model.backbone, "modality", "audio")
+    with pytest.raises(BundleError, match="export writes models of text and image, and this one reads audio"):
+        graphs.trace(source.model, rows)
