@@ -34,9 +34,14 @@ def other_bundle(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def number_bundle(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    targets = [[float(len(row)), float(row.count("e"))] for row in ROWS]
-    model = hs.fit(ROWS, targets, task="regression", backbone=f"file:{tiny_bert}", methods=["freeze:top=1"], epochs=1)
-    return model.save(tmp_path_factory.mktemp("served") / "lengths")
+    folder = tmp_path_factory.mktemp("served")
+    lines = [f"{row},{len(row)},{row.count('e')}.5" for row in ROWS]
+    (folder / "rows.csv").write_text("\n".join(["text,length,es", *lines]) + "\n", encoding="utf-8")
+    model = hs.fit(
+        folder / "rows.csv", label=["length", "es"], task="regression", backbone=f"file:{tiny_bert}",
+        methods=["freeze:top=1"], epochs=1,
+    )  # fmt: skip
+    return model.save(folder / "lengths")
 
 
 @pytest.fixture(scope="session")
