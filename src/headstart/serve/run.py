@@ -80,6 +80,7 @@ class Place:
 
     def bind(self) -> socket.socket:
         """The socket that it listens on. Raises SpecError for an address that is taken or is not this machine's."""
+        bound = None
         try:
             family, _, _, _, address = socket.getaddrinfo(
                 self.host, self.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -88,6 +89,8 @@ class Place:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             bound.bind(address)
         except (OSError, OverflowError) as error:
+            if bound is not None:
+                bound.close()
             reason = getattr(error, "strerror", None) or error
             raise SpecError(
                 f"cannot listen on {self.host} port {self.port}: {reason}; pass another --port (0 is any free one)"
