@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from headstart.serve.batcher import Batcher, groups
+from headstart.serve.batcher import Batcher, Pace, groups
 from headstart.serve.refusals import Busy
 
 BAD = -1
@@ -51,9 +52,14 @@ def with_batcher(test: Any, **options: Any) -> Any:
     return asyncio.run(main())
 
 
-@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 9), st.integers(1, 900))
-def test_groups_hold_every_place_once_within_the_budgets(lengths: list[int], rows: int, cost: int) -> None:
-    found = groups(lengths, rows, cost)
+OVERHEAD = st.sampled_from([0.0, 1.0, 40.0, 1e6])
+
+
+@given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 9), st.integers(1, 900), OVERHEAD)
+def test_groups_hold_every_place_once_within_the_budgets(
+    lengths: list[int], rows: int, cost: int, overhead: float
+) -> None:
+    found = groups(lengths, rows, cost, overhead)
     assert sorted(place for group in found for place in group) == list(range(len(lengths)))
     for group in found:
         assert len(group) <= rows
@@ -61,8 +67,50 @@ def test_groups_hold_every_place_once_within_the_budgets(lengths: list[int], row
     assert [group[0] for group in found] == sorted(group[0] for group in found)
 
 
+def price(lengths: list[int], cut: list[list[int]], overhead: float) -> float:
+    return sum(overhead + len(group) * max(lengths[place] for place in group) for group in cut)
+
+
+def every_cut(lengths: list[int], rows: int, cost: int) -> Iterator[list[list[int]]]:
+    """All ways to cut the rows, sorted by length, into batches within the budgets."""
+    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    for marks in product([False, True], repeat=max(0, len(order) - 1)):
+        cut = [order[:1]]
+        for mark, place in zip(marks, order[1:], strict=True):
+            if mark:
+                cut.append([place])
+            else:
+                cut[-1].append(place)
+        if all(len(g) == 1 or (len(g) <= rows and len(g) * lengths[g[0]] <= cost) for g in cut):
+            yield cut
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=8), st.integers(1, 5), st.integers(1, 200), OVERHEAD)
+def test_groups_are_the_cheapest_of_all_cuts(lengths: list[int], rows: int, cost: int, overhead: float) -> None:
+    least = min(price(lengths, cut, overhead) for cut in every_cut(lengths, rows, cost))
+    assert price(lengths, groups(lengths, rows, cost, overhead), overhead) == pytest.approx(least)
+
+
 def test_groups_put_similar_lengths_together() -> None:
-    assert groups([100, 3, 98, 2], 2, 1000) == [[0, 2], [1, 3]]
+    assert groups([100, 3, 98, 2], 4, 1000, 10) == [[0, 2], [1, 3]]
+    assert groups([100, 3, 98, 2], 4, 1000, 500) == [[0, 1, 2, 3]]
+    assert groups([1, 1, 1], 4, 1000, 1) == [[0, 1, 2]]
+
+
+def test_the_pace_finds_what_starting_a_batch_costs() -> None:
+    pace = Pace(7.0, 1000.0)
+    assert pace.overhead == 7.0
+    for length in (10, 200, 60, 10, 400):
+        pace.add(length, 2, 0.02 + 0.0005 * length)
+    assert pace.overhead == pytest.approx(40.0)
+    same = Pace(7.0, 1000.0)
+    for _ in range(9):
+        same.add(7, 7, 0.1)
+    assert same.overhead == 7.0 and same.rate == pytest.approx(70)
+    flat = Pace(7.0, 1000.0)
+    for length in (10, 200, 60, 10, 400):
+        flat.add(length, 2, 0.02)
+    assert flat.overhead == 1000.0
 
 
 REQUEST = st.tuples(

@@ -41,21 +41,65 @@ class _Job(Generic[Row, Answer]):
 _Place = tuple[_Job[Row, Answer], int]
 
 
-def groups(lengths: Sequence[int], rows: int, cost: int) -> list[list[int]]:
+def groups(lengths: Sequence[int], rows: int, cost: int, overhead: float = 0.0) -> list[list[int]]:
     """Places cut into batches of similar length: at most `rows` each, and at most `cost` of length with padding.
 
-    A single row longer than `cost` is a batch by itself. Batches come in the order of their oldest row.
+    Of all ways to cut the rows sorted by length, the cheapest, where a batch costs `overhead` and its length with
+    padding: dynamic programming over the last batch. A single row longer than `cost` is a batch by itself. Batches come
+    in the order of their oldest row.
     """
+    order = sorted(range(len(lengths)), key=lambda place: (-lengths[place], place))
+    best = [0.0]  # of the first n rows in order
+    starts: list[int] = []
+    for end in range(1, len(order) + 1):
+        options = []
+        for start in range(end - 1, max(-1, end - 1 - rows), -1):
+            padded = (end - start) * lengths[order[start]]
+            if end - start > 1 and padded > cost:
+                break
+            options.append((best[start] + overhead + padded, start))
+        least, start = min(options)
+        best.append(least)
+        starts.append(start)
     found: list[list[int]] = []
-    longest = 0
-    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        last = found[-1] if found else []
-        if not last or len(last) >= rows or (len(last) + 1) * longest > cost:
-            found.append([place])
-            longest = lengths[place]
-        else:
-            last.append(place)
-    return sorted((sorted(group) for group in found), key=lambda group: group[0])
+    end = len(order)
+    while end:
+        found.append(sorted(order[starts[end - 1] : end]))
+        end = starts[end - 1]
+    return sorted(found, key=lambda group: group[0])
+
+
+class Pace:
+    """What a batch costs in seconds, learned as batches are run: seconds = a + b length, the latest weighing most.
+
+    prior: the `overhead` before batches of several lengths were seen. most: the highest that it may be.
+    """
+
+    KEPT = 0.97
+
+    def __init__(self, prior: float, most: float) -> None:
+        self._prior, self._most = prior, most
+        self._sums = [0.0] * 5
+        self.rate = 0.0
+
+    def add(self, length: int, rows: int, seconds: float) -> None:
+        """One batch: its length with padding, its rows, what it took."""
+        new = (1.0, length, length * length, seconds, length * seconds)
+        self._sums = [self.KEPT * old + value for old, value in zip(self._sums, new, strict=True)]
+        rate = rows / max(1e-6, seconds)
+        self.rate = rate if not self.rate else 0.8 * self.rate + 0.2 * rate
+
+    @property
+    def overhead(self) -> float:
+        """a / b: the length that takes as long as starting a batch does."""
+        count, x, xx, t, xt = self._sums
+        spread = count * xx - x * x
+        if count < 4 or spread <= 1e-3 * xx * count:
+            return self._prior
+        slope = (count * xt - x * t) / spread
+        start = (t - slope * x) / count
+        # Starting costs all there is where length does not matter, as on a large accelerator.
+        return min(self._most, max(0.0, start) / slope) if slope > 1e-12 else self._most
 
 
 class Batcher(Generic[Row, Answer]):
@@ -81,7 +125,7 @@ class Batcher(Generic[Row, Answer]):
         self._jobs: deque[_Job[Row, Answer]] = deque()
         self._arrived = asyncio.Event()
         self._company = 1.0
-        self._speed = 0.0
+        self._pace = Pace(cost / 64, cost)
         self._task: asyncio.Task[None] | None = None
         self._active = False
         self.waiting = 0
@@ -90,7 +134,7 @@ class Batcher(Generic[Row, Answer]):
     def room(self, rows: int) -> Iterator[None]:
         """A place in the queue for this many rows, held until they are answered. Raises Busy when there is none."""
         if self.waiting + rows > self._queue:
-            seconds = self.waiting / self._speed if self._speed else 1.0
+            seconds = self.waiting / self._pace.rate if self._pace.rate else 1.0
             raise Busy(min(60, max(1, math.ceil(seconds))))
         self.waiting += rows
         try:
@@ -134,7 +178,8 @@ class Batcher(Generic[Row, Answer]):
                 self._arrived.clear()
             callers = len({id(job) for job, _ in window})
             self._company = max(float(callers), 0.5 * (self._company + callers), 1.0)
-            for group in groups([job.lengths[row] for job, row in window], self._rows, self._cost):
+            lengths = [job.lengths[row] for job, row in window]
+            for group in groups(lengths, self._rows, self._cost, self._pace.overhead):
                 await self._answer([window[place] for place in group])
             self._active = False
 
@@ -175,8 +220,8 @@ class Batcher(Generic[Row, Answer]):
         except Exception as error:  # whatever a network raises belongs to the requests that were in it
             await self._apart(group, error)
             return
-        speed = len(group) / max(1e-6, loop.time() - start)
-        self._speed = speed if not self._speed else 0.8 * self._speed + 0.2 * speed
+        longest = max(job.lengths[row] for job, row in group)
+        self._pace.add(longest * len(group), len(group), loop.time() - start)
         self._watch(len(group))
         for (job, row), answer in zip(group, found, strict=True):
             job.answers[row] = answer
