@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("adapt",),
     ("comparison", "verbs", "sklearn", "explain", "compress"),
     ("terminal",),
+    ("serve",),
     ("cli",),
     ("__main__",),
 )
@@ -43,7 +44,8 @@ EXCEPTIONS = {
 PLUG_INS = ("modalities", "tasks", "backbones", "methods")
 
 HEAVY = ("torch", "transformers", "pandas", "sklearn", "scipy", "pyarrow", "timm", "peft", "torchvision", "accelerate",
-         "datasets", "matplotlib", "mlflow", "tensorboard", "PIL", "onnx", "onnxruntime")  # fmt: skip
+         "datasets", "matplotlib", "mlflow", "tensorboard", "PIL", "starlette", "uvicorn", "prometheus_client", "onnx",
+         "onnxruntime")  # fmt: skip
 
 OPTIONAL = ("pandas", "timm", "soundfile", "soxr", "peft", "torchvision", "datasets", "matplotlib", "mlflow",
             "tensorboard", "sentence_transformers", "cleanlab", "onnx", "onnxruntime", "onnxscript")  # fmt: skip
@@ -196,6 +198,8 @@ def test_listing_plug_ins_loads_nothing_heavy(kind: str) -> None:
         ["--version"],
         ["fit", "--help"],
         ["compare", "--help"],
+        ["serve", "--help"],
+        ["key", "--help"],
         ["methods"],
         ["tasks", "--json"],
         ["backbones"],

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from headstart.errors import HeadstartError, SpecError
+from headstart.serve import command
 
 app = typer.Typer(
     help="Transfer learning from labelled data and a pretrained model to a proven model and its evidence.",
@@ -318,6 +319,10 @@ def tasks(as_json: Json = False) -> None:
     from headstart.catalog import entries
 
     _listing([entry.to_json() for entry in entries("tasks").values()], as_json)
+
+
+app.command()(command.serve)
+app.command()(command.key)
 
 
 def _version(wanted: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -87,6 +88,8 @@ class Prepared(ABC):
 
     lengths: np.ndarray
     """(rows,) int32: what each row costs (tokens, samples; 1 for a picture), for batching by length."""
+    padding: Mapping[str, int] = MappingProxyType({})
+    """What an input is filled up with on the right; 0 where it is not named."""
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -53,6 +53,7 @@ class PreparedText(Prepared):
         self.max_length = int(settings["max_length"])
         self._pad = int(settings["pad_id"])
         self._pad_type = int(getattr(tokenizer, "pad_token_type_id", 0) or 0)
+        self.padding = {"input_ids": self._pad, "token_type_ids": self._pad_type}
         lower, prompt = bool(settings["lower"]), str(settings["prompt"])
         self._ids_file, self._types_file = Flat(np.int32), Flat(np.int32)
         self.lengths = np.zeros(len(values), dtype=np.int32)
