@@ -88,6 +88,9 @@ class Prepared(ABC):
     lengths: np.ndarray
     """(rows,) int32: what each row costs (tokens, samples; 1 for a picture), for batching by length."""
 
+    budget: ClassVar[int | None] = None
+    """What a batch may cost where no gradients are kept, in the unit of `lengths`; None counts rows instead."""
+
     @abstractmethod
     def __len__(self) -> int: ...
 
