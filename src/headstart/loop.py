@@ -11,11 +11,8 @@ often; a resumed run goes on with the same numbers.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,6 +26,7 @@ from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, HeadstartError, Interrupted
 from headstart.hooks import Hooks
 from headstart.optimiser import Optimiser
+from headstart.running import copied, interrupts, set_modes, swapped
 from headstart.spec import TrainingSpec
 from headstart.state import load_state, random_state, save_state, set_random_state
 from headstart.values import Batch, Group, Progress, View
@@ -86,7 +84,7 @@ class Loop:
         self.best_weights: dict[str, Tensor] | None = None
         self.before = 0.0
         self.steps_per_epoch: int | None = None
-        with torch.random.fork_rng(), _interrupts() as self.interrupted:
+        with torch.random.fork_rng(), interrupts() as self.interrupted:
             torch.manual_seed(seed_of(self.training.seed, "loop", self.accelerator.process_index))
             self.hooks.backward = self.accelerator.backward
             self.hooks.batches = lambda: (self._take(*item).to(self.device) for item in self._plan(self.position[0]))
@@ -240,12 +238,12 @@ class Loop:
             self.listen("epoch", figures)
             return False
         own = self.hooks.weights()
-        with _swapped(self.model, own):
+        with swapped(self.model, own):
             score = self._validate(self.model)
             self.hooks.after_validation(self.model, score)
             if self.result.best is None or self.hooks.task.better(score, self.result.best):
                 self.result.best, self.bad = score, 0
-                self.best_weights = _copy(self.model) if self.training.weights == "best" else None
+                self.best_weights = copied(self.model) if self.training.weights == "best" else None
             else:
                 self.bad += 1
         set_modes(self.model, keep_stats=self.training.running_stats == "keep")
@@ -332,62 +330,3 @@ class Loop:
             for name, values in record["optimiser"].items():
                 self.optimiser.torch.state[named[name]] = values
         set_random_state(record["random"])
-
-
-def set_modes(model: nn.Module, *, keep_stats: bool = False) -> None:
-    """Training mode, but parts of the backbone in which nothing learns, and frozen BatchNorms, run as at inference.
-
-    keep_stats: every BatchNorm normalises by its pretrained means and variances; its scale and shift still learn.
-    """
-    model.train()
-    backbone: Any = model.backbone
-    for part in (*backbone.stem, *backbone.blocks, *backbone.tail):
-        learning = [p.requires_grad for p in part.parameters()] if isinstance(part, nn.Module) else []
-        if learning and not any(learning):
-            part.eval()
-    for module in backbone.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-            keep_stats or not any(p.requires_grad for p in module.parameters())
-        ):
-            module.eval()
-    if not any(p.requires_grad for p in backbone.parameters()):
-        backbone.eval()
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-
-
-@contextmanager
-def _swapped(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """The model with these weights for a while."""
-    if weights is None:
-        yield
-        return
-    own = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(dict(weights), strict=False)
-    try:
-        yield
-    finally:
-        model.load_state_dict(own)
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """SIGINT sets the event; a second one interrupts at once. Outside the main thread nothing is changed."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    old = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, old)
