@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from headstart.errors import SpecError, did_you_mean
-from headstart.notation import parse_duration, parse_value, split_commas, written
+from headstart.notation import parse_duration, parse_size, parse_value, split_commas, written
 from headstart.sections import Section, plain, plant, sentence
 
 
@@ -167,6 +167,9 @@ class TrainingSpec(Section):
     metric: str | None = Field(None, description="what early stopping and the choice of weights compare")
     checkpoint_every: float = Field(60.0, gt=0, description="seconds between saved states")
     time_limit: float | None = Field(None, gt=0, description="seconds")
+    cache: str = Field(
+        "auto", description="room on disk for what a frozen bottom makes of the rows: auto, off, or a size such as 2GB"
+    )
     seed: int = Field(0, ge=0)
     device: str = "auto"
 
@@ -174,6 +177,18 @@ class TrainingSpec(Section):
     def batch_rows(self) -> int:
         """The batch size, 32 when nobody chose one."""
         return self.batch_size or 32
+
+    @field_validator("cache")
+    @classmethod
+    def _cache(cls, value: str) -> str:
+        if value not in ("auto", "off"):
+            try:
+                parse_size(value)
+            except SpecError:
+                raise ValueError(
+                    f"training.cache: expected auto, off or a size such as 500MB or 2GB, received '{value}'"
+                ) from None
+        return value
 
     @field_validator("time_limit", mode="before")
     @classmethod
