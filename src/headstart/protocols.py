@@ -75,9 +75,14 @@ class Backbone(nn.Module, ABC):
         """Write what `rebuild` and the modality need beside the weights (config, tokenizer) into `folder`."""
 
     def forward(self, batch: Batch) -> Features:
-        """The same as `features`, with hidden states mixed where `batch.mix` names a block."""
-        from headstart.model import mixed_states
+        """The same as `features`, with hidden states mixed where `batch.mix` names a block.
 
+        Where `batch.kept` holds what the bottom of the network made of the rows, only the blocks above it run.
+        """
+        from headstart.model import from_kept, mixed_states
+
+        if batch.kept is not None:
+            return from_kept(self, batch, batch.kept)
         with mixed_states(self.blocks, batch) if batch.mix is not None else nullcontext():
             return self.features(batch)
 
