@@ -17,11 +17,13 @@ ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values", "members"),
-    ("notation",),
+    ("notation", "sections"),
     ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
-    ("encoded", "state", "optimiser", "recipe", "probe", "evaluation"),
-    ("inference", "runtime", "hooks", "fitted", "planning", "label_errors", "heads"),
+    ("encoded", "state", "running", "optimiser", "recipe", "probe", "evaluation"),
+    ("inference", "runtime", "hooks", "fitted", "planning", "label_errors", "heads", "kept"),
+    ("reaching",),
+    ("prefix",),
     ("loop", "views"),
     ("bundle", "robustness"),
     ("stages",),

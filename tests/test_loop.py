@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from headstart.errors import HeadstartError, MethodError
-from headstart.loop import Loop, set_modes
+from headstart.loop import Loop
 from headstart.protocols import Context, Method
+from headstart.running import set_modes
 from headstart.values import Batch, Group, View
 from tiny import make_loop, make_rows
 

@@ -42,6 +42,37 @@ def test_adamw_is_torch_adamw() -> None:
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+def test_the_fused_update_is_the_plain_one(kind: str) -> None:
+    """A table of which each step touches a few rows moves whole, by the moments that its other rows still have."""
+    ours = nn.Embedding(200, 8)
+    theirs = nn.Embedding.from_pretrained(ours.weight.detach().clone(), freeze=False)
+    optimiser = make(kind, ours.weight)
+    plain = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind]
+    reference = plain(theirs.parameters(), lr=0.005, betas=BETAS, weight_decay=0.1, fused=False, foreach=False)
+    draws = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        tokens, wanted = torch.randint(200, (6,), generator=draws), torch.randn(6, 8, generator=draws)
+        for table in (ours, theirs):
+            (table(tokens) - wanted).square().sum().backward()
+        optimiser.step(0.5)
+        reference.step()
+        reference.zero_grad()
+    assert optimiser.torch is not None and optimiser.torch.defaults["fused"]
+    torch.testing.assert_close(ours.weight, theirs.weight, atol=1e-6, rtol=0)
+
+
+def test_a_frozen_table_costs_nothing() -> None:
+    table, head = nn.Embedding(50, 4), nn.Linear(4, 2)
+    table.weight.requires_grad_(False)
+    before = table.weight.clone()
+    optimiser = make("adamw", head.weight)
+    head(table(torch.tensor([1, 2]))).sum().backward()
+    optimiser.step(0.5)
+    assert table.weight.grad is None and torch.equal(table.weight, before)
+    assert list(optimiser.torch.state) == [head.weight]
+
+
 def test_adam_adds_the_decay_to_the_gradient() -> None:
     start = torch.randn(3, 2)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from headstart.errors import SpecError
-from headstart.notation import parse_duration, parse_value
+from headstart.notation import parse_duration, parse_size, parse_value
 from headstart.spec import MethodSpec, Spec
 
 # What a section may hold --------------------------------------------------------------------------
@@ -177,6 +177,23 @@ def test_durations(text: str, seconds: float) -> None:
 def test_senseless_durations_are_refused_with_an_example(text: str) -> None:
     with pytest.raises(SpecError, match=r"expected a duration such as 90s, 10m or 1.5h, received"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("500MB", 500_000_000), ("2GB", 2_000_000_000), ("1.5 GiB", 1_610_612_736), (" 1 kb ", 1000), ("1TB", 10**12)],
+)
+def test_sizes(text: str, size: int) -> None:
+    assert parse_size(text) == size
+    assert Spec.make(training__cache=text).training.cache == text
+
+
+@pytest.mark.parametrize("text", ["", "2", "GB", "-1GB", "2 apples", "1e3MB", "true"])
+def test_senseless_sizes_are_refused_with_an_example(text: str) -> None:
+    with pytest.raises(SpecError, match=r"expected a size such as 500MB or 2GB, received"):
+        parse_size(text)
+    with pytest.raises(SpecError, match=r"training.cache: expected auto, off or a size such as 500MB or 2GB, rec"):
+        Spec.make(training__cache=text)
 
 
 @pytest.mark.parametrize(

@@ -11,21 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.data.batches import by_budget
 from headstart.encoded import Encoded
 from headstart.protocols import Backbone
 from headstart.values import Batch
+
+ROWS = 64
+"""Rows at a time where their lengths say nothing about memory (pictures, sounds) or are not to decide."""
 
 IN_MEMORY = 256 * 2**20
 """Bytes of answers kept in memory; more than this goes to a memory-mapped temporary file."""
 
 
-def outputs(model: nn.Module, rows: Encoded, *, batch_size: int = 64) -> np.ndarray:
-    """The head's raw outputs, (rows,K) float32."""
+def outputs(model: nn.Module, rows: Encoded, *, batch_size: int | None = None) -> np.ndarray:
+    """The head's raw outputs, (rows,K) float32. batch_size: rows at a time; None lets `plan` choose."""
     return _collect(model, rows, batch_size, lambda batch: model(batch)[1])
 
 
-def pooled(backbone: Backbone, rows: Encoded, *, batch_size: int = 64) -> np.ndarray:
-    """Frozen pooled features, (rows,D) float32."""
+def pooled(backbone: Backbone, rows: Encoded, *, batch_size: int | None = None) -> np.ndarray:
+    """Frozen pooled features, (rows,D) float32. batch_size: as for `outputs`."""
     return _collect(backbone, rows, batch_size, lambda batch: backbone(batch).pooled)
 
 
@@ -36,9 +40,11 @@ def averaged(
     change: Callable[[Batch, int, int], Batch],
     views: int,
     *,
-    batch_size: int = 64,
+    batch_size: int = ROWS,
 ) -> np.ndarray:
     """The mean of `score(outputs)` over views of each row, (rows,K) float32; the first view is the row as it is.
+
+    Views are drawn batch by batch, so batches are cut by rows: no budget of memory changes what is drawn.
 
     change: makes another view of a batch, given the number of the view (from 1) and of the batch.
     """
@@ -52,19 +58,27 @@ def averaged(
     return _collect(model, rows, batch_size, answer)
 
 
-def _collect(module: nn.Module, rows: Encoded, batch_size: int, answer: Callable[[Batch], Tensor]) -> np.ndarray:
-    order = np.argsort(-np.asarray(rows.prepared.lengths, dtype=np.int64), kind="stable")
+def plan(rows: Encoded, batch_size: int | None = None) -> list[np.ndarray]:
+    """Row numbers in batches, longest first, every row once: cut by `prepared.budget` (tokens, for text) or by rows."""
+    lengths = rows.prepared.lengths
+    if batch_size is None and rows.prepared.budget is not None:
+        return by_budget(lengths, rows.prepared.budget)
+    size = ROWS if batch_size is None else batch_size
+    order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _collect(module: nn.Module, rows: Encoded, batch_size: int | None, answer: Callable[[Batch], Tensor]) -> np.ndarray:
     training = module.training
     module.eval()
     device = next(module.parameters()).device
     found: np.ndarray | None = None
     try:
         with torch.inference_mode():
-            for start in range(0, len(order), batch_size):
-                index = order[start : start + batch_size]
+            for index in plan(rows, batch_size):
                 values = answer(rows.batch(index.tolist()).to(device)).float().cpu().numpy()
                 if found is None:
-                    found = _room(len(order), values.shape[1])
+                    found = _room(len(rows), values.shape[1])
                 found[index] = values
     finally:
         module.train(training)

@@ -11,16 +11,14 @@ often; a resumed run goes on with the same numbers.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,6 +27,8 @@ from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, HeadstartError, Interrupted
 from headstart.hooks import Hooks
 from headstart.optimiser import Optimiser
+from headstart.prefix import Prefix
+from headstart.running import copied, interrupts, set_modes, swapped
 from headstart.spec import TrainingSpec
 from headstart.state import load_state, random_state, save_state, set_random_state
 from headstart.values import Batch, Group, Progress, View
@@ -43,7 +43,10 @@ thuml's transfer library), five times for one that knows something, whose weight
 
 @dataclass
 class Trained:
-    """What a run leaves: the model, its history (one record per validation) and its cost."""
+    """What a run leaves: the model, its history (one record per validation) and its cost.
+
+    bottom: whether its frozen bottom was computed once, and if not why, where there was one.
+    """
 
     model: nn.Module
     history: list[dict[str, float]] = field(default_factory=list)
@@ -52,6 +55,7 @@ class Trained:
     rows_trained: int = 0
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    bottom: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -70,6 +74,8 @@ class Loop:
     checkpoint: Path | None = None
     identity: str = ""
     listen: Listener = lambda event, figures: None
+    known: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """Pooled features of the rows that are at hand already, by 'train' and 'validation', for a frozen backbone."""
 
     def train(self, *, resume: bool = False) -> Trained:
         """Run to the end and give back the model with the kept weights, methods finished.
@@ -86,14 +92,15 @@ class Loop:
         self.best_weights: dict[str, Tensor] | None = None
         self.before = 0.0
         self.steps_per_epoch: int | None = None
-        with torch.random.fork_rng(), _interrupts() as self.interrupted:
+        with torch.random.fork_rng(), interrupts() as self.interrupted:
             torch.manual_seed(seed_of(self.training.seed, "loop", self.accelerator.process_index))
             self.hooks.backward = self.accelerator.backward
             self.hooks.batches = lambda: (self._take(*item).to(self.device) for item in self._plan(self.position[0]))
             self.hooks.autocast, self.hooks.train_rows = self._autocast, self.train_rows
             self.hooks.validate = self._validate if self.validation is not None else None
             self.hooks.progress = Progress(0, self._steps(), 0, self.epochs)
-            self.model = self.hooks.adapt(self.model.to(self.device))
+            self.prefix = self._prefix()
+            self.model = self.prefix.adapt(self.model.to(self.device))
             self.optimiser = Optimiser(self.training, self.learning_rate)
             self._set_learning()
             if resume and self.checkpoint is not None and self.checkpoint.exists():
@@ -116,8 +123,8 @@ class Loop:
         fillers = -len(plan) % self.accelerator.num_processes
         return [(rows, 1.0) for rows in plan] + [(plan[0], 0.0)] * fillers
 
-    def _take(self, rows: Any, factor: float) -> Batch:
-        batch = self.train_rows.batch(rows.tolist())
+    def _take(self, rows: Any, factor: float, *, source: Encoded | None = None) -> Batch:
+        batch = (self.train_rows if source is None else source).batch(rows.tolist())
         return batch if factor == 1.0 else batch.replace(weight=batch.weight * factor)
 
     def _epochs(self) -> None:
@@ -126,6 +133,7 @@ class Loop:
             skip = self.position[1] if epoch == first else 0
             self.hooks.progress = Progress(self.steps_done, self._steps(), epoch, self.epochs)
             self._set_learning()
+            self.prefix.prepare(self.model, epoch, self.epochs)
             if not self._epoch(epoch, skip):
                 return
             for note in self.hooks.idle():
@@ -142,12 +150,13 @@ class Loop:
         plan, rank = self._plan(epoch), self.accelerator.process_index
         size, world = self.training.accumulate, self.accelerator.num_processes
         plan = plan[rank::world]
+        source = self.prefix.of(self.train_rows, self.model)
         if self.hooks.owners("stream"):
             batches = self.hooks.stream(self._take(*item) for item in plan)
             for _ in islice(batches, skip * size):
                 pass
         else:
-            batches = (self._take(*item) for item in plan[skip * size :])
+            batches = (self._take(*item, source=source) for item in plan[skip * size :])
         window_index = skip
         while window := list(islice(batches, size)):
             self._step(window, epoch)
@@ -240,12 +249,12 @@ class Loop:
             self.listen("epoch", figures)
             return False
         own = self.hooks.weights()
-        with _swapped(self.model, own):
+        with swapped(self.model, own):
             score = self._validate(self.model)
             self.hooks.after_validation(self.model, score)
             if self.result.best is None or self.hooks.task.better(score, self.result.best):
                 self.result.best, self.bad = score, 0
-                self.best_weights = _copy(self.model) if self.training.weights == "best" else None
+                self.best_weights = copied(self.model) if self.training.weights == "best" else None
             else:
                 self.bad += 1
         set_modes(self.model, keep_stats=self.training.running_stats == "keep")
@@ -262,7 +271,8 @@ class Loop:
     def _validate(self, model: nn.Module) -> float:
         if self.validation is None or self.validation.targets is None:
             raise HeadstartError("there are no validation rows to choose on")
-        scores = self.hooks.task.scores(torch.from_numpy(inference.outputs(model, self.validation)))
+        rows = self.prefix.of(self.validation, model)
+        scores = self.hooks.task.scores(torch.from_numpy(inference.outputs(model, rows)))
         measured = self.hooks.task.measure(scores.numpy(), self.validation.targets.numpy())
         return measured[self.metric]
 
@@ -276,6 +286,21 @@ class Loop:
         for parameter in self.result.model.parameters():
             parameter.grad = None
         return self.result
+
+    def _prefix(self) -> Prefix:
+        def stop() -> bool:
+            limit = self.training.time_limit
+            return self.interrupted.is_set() or (limit is not None and self._elapsed() > limit)
+
+        def tell(sentence: str) -> None:
+            self.result.bottom.append(sentence)
+            self.listen("note", {"text": sentence})
+
+        alone = self.accelerator.num_processes == 1
+        return Prefix(
+            self.hooks, self.train_rows, self.validation, self.training.cache,
+            bf16=self.bf16, alone=alone, tell=tell, stop=stop, known=self.known,
+        )  # fmt: skip
 
     def _elapsed(self) -> float:
         return self.before + time.monotonic() - self.started
@@ -308,6 +333,7 @@ class Loop:
             "rows_trained": self.result.rows_trained,
             "notes": self.result.notes,
             "hooks": self.hooks.state(),
+            "prefix": self.prefix.state(),
             "random": random_state(),
         }
         save_state(self.checkpoint, record)
@@ -325,6 +351,7 @@ class Loop:
         self.result.history, self.result.rows_trained = record["history"], record["rows_trained"]
         self.result.notes = record["notes"]
         self.hooks.load_state(record["hooks"], self.model)
+        self.prefix.load_state(record["prefix"])
         self.hooks.progress = Progress(self.steps_done, self._steps(), self.position[0], self.epochs)
         self._set_learning()
         if self.optimiser.torch is not None:
@@ -332,62 +359,3 @@ class Loop:
             for name, values in record["optimiser"].items():
                 self.optimiser.torch.state[named[name]] = values
         set_random_state(record["random"])
-
-
-def set_modes(model: nn.Module, *, keep_stats: bool = False) -> None:
-    """Training mode, but parts of the backbone in which nothing learns, and frozen BatchNorms, run as at inference.
-
-    keep_stats: every BatchNorm normalises by its pretrained means and variances; its scale and shift still learn.
-    """
-    model.train()
-    backbone: Any = model.backbone
-    for part in (*backbone.stem, *backbone.blocks, *backbone.tail):
-        learning = [p.requires_grad for p in part.parameters()] if isinstance(part, nn.Module) else []
-        if learning and not any(learning):
-            part.eval()
-    for module in backbone.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
-            keep_stats or not any(p.requires_grad for p in module.parameters())
-        ):
-            module.eval()
-    if not any(p.requires_grad for p in backbone.parameters()):
-        backbone.eval()
-
-
-def _copy(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-
-
-@contextmanager
-def _swapped(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """The model with these weights for a while."""
-    if weights is None:
-        yield
-        return
-    own = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(dict(weights), strict=False)
-    try:
-        yield
-    finally:
-        model.load_state_dict(own)
-
-
-@contextmanager
-def _interrupts() -> Iterator[threading.Event]:
-    """SIGINT sets the event; a second one interrupts at once. Outside the main thread nothing is changed."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    old = signal.getsignal(signal.SIGINT)
-
-    def handle(number: int, frame: Any) -> None:
-        if event.is_set():
-            raise KeyboardInterrupt
-        event.set()
-
-    signal.signal(signal.SIGINT, handle)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, old)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from headstart.errors import MethodError
 from headstart.protocols import Backbone
-from headstart.values import Batch, Features, Mix
+from headstart.values import Batch, Blank, Features, Kept, Mix
 
 
 class Model(nn.Module):
@@ -59,19 +60,93 @@ def mixed_states(blocks: Sequence[nn.Module], batch: Batch) -> Iterator[None]:
         return
 
     def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        place = next((i for i, value in enumerate(args) if _states(value, len(batch))), None)
-        if place is not None:
-            return (*args[:place], _mixed(args[place], batch, mix), *args[place + 1 :]), kwargs
-        name = next((key for key, value in kwargs.items() if _states(value, len(batch))), None)
-        if name is None:
+        found = with_states(args, kwargs, len(batch), lambda states: _mixed(states, batch, mix))
+        if found is None:
             raise MethodError(f"block {mix.block} of this backbone receives no states of its rows that could be mixed")
-        return args, {**kwargs, name: _mixed(kwargs[name], batch, mix)}
+        return found
 
     handle = blocks[mix.block].register_forward_pre_hook(before, with_kwargs=True)
     try:
         yield
     finally:
         handle.remove()
+
+
+def with_states(
+    args: tuple[Any, ...], kwargs: dict[str, Any], rows: int, change: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """What a block receives, with its states (the first tensor of real numbers with N rows) changed; None without."""
+    place = next((i for i, value in enumerate(args) if _states(value, rows)), None)
+    if place is not None:
+        return (*args[:place], change(args[place]), *args[place + 1 :]), kwargs
+    name = next((key for key, value in kwargs.items() if _states(value, rows)), None)
+    return None if name is None else (args, {**kwargs, name: change(kwargs[name])})
+
+
+def below(backbone: Backbone, block: int) -> list[nn.Module]:
+    """The modules that run before a block: those of the stem, then the lower blocks."""
+    return [*(part for part in backbone.stem if isinstance(part, nn.Module)), *backbone.blocks[:block]]
+
+
+def from_kept(backbone: Backbone, batch: Batch, kept: Kept) -> Features:
+    """The features of a batch whose bottom was computed earlier: only the blocks from `kept.block` on really run."""
+    if kept.block is None:
+        return Features(kept.states)
+    with _stand_ins(backbone, batch, kept), _entering(backbone.blocks[kept.block], batch, kept):
+        return backbone.features(batch)
+
+
+@contextmanager
+def _entering(block: nn.Module, batch: Batch, kept: Kept) -> Iterator[None]:
+    """Inside, the block receives the kept states. Raises MethodError when it receives none, or runs more than once."""
+    calls = 0
+
+    def before(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        nonlocal calls
+        calls += 1
+        found = with_states(args, kwargs, len(batch), lambda states: kept.states)
+        if found is None or calls > 1:
+            raise MethodError(f"block {kept.block} of this backbone cannot start from states that were kept")
+        return found
+
+    handle = block.register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _stand_ins(backbone: Backbone, batch: Batch, kept: Kept) -> Iterator[None]:
+    """Inside, these modules answer at once with blanks of the right size; those without an answer run.
+
+    A blank holds nan, so that an answer that was needed after all cannot go unnoticed.
+    """
+    device = kept.states.device
+    tokens = batch.inputs["attention_mask"].shape[1] if "attention_mask" in batch.inputs else 0
+    sizes = {-1: len(batch), -2: tokens}
+
+    def made(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(map(made, value))
+        if not isinstance(value, Blank):
+            return value
+        shape = [sizes.get(size, size) for size in value.shape]
+        number = math.nan if value.dtype.is_floating_point else 0
+        blank = torch.full((), number, dtype=value.dtype, device=device).expand(shape)
+        return blank.clone() if kept.filled else blank
+
+    pairs = zip(below(backbone, kept.block or 0), kept.answers, strict=True)
+    standing = [(module, answer, module.__dict__.get("forward")) for module, answer in pairs if answer is not None]
+    try:
+        for module, answer, _ in standing:
+            module.__dict__["forward"] = lambda *args, answer=answer, **kwargs: made(answer)
+        yield
+    finally:
+        for module, _, forward in standing:
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.__dict__["forward"] = forward
 
 
 def _states(value: Any, rows: int) -> bool:

@@ -37,6 +37,14 @@ def parse_duration(text: str) -> float:
     return float(match[1]) * {None: 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+def parse_size(text: str) -> int:
+    """Bytes from '500MB', '2GB', '1.5 GiB'. Raises SpecError otherwise."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])(i?)b\s*", text.lower())
+    if not match:
+        raise SpecError(f"expected a size such as 500MB or 2GB, received '{text}'")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** ("kmgt".index(match[2]) + 1))
+
+
 def split_commas(text: str) -> list[str]:
     """Split at commas outside brackets and quotes. A quote opens at the start of a value only: `it's` has none."""
     parts, start, depth, quote, before = [], 0, 0, "", ","

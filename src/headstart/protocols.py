@@ -76,9 +76,14 @@ class Backbone(nn.Module, ABC):
         """Write what `rebuild` and the modality need beside the weights (config, tokenizer) into `folder`."""
 
     def forward(self, batch: Batch) -> Features:
-        """The same as `features`, with hidden states mixed where `batch.mix` names a block."""
-        from headstart.model import mixed_states
+        """The same as `features`, with hidden states mixed where `batch.mix` names a block.
 
+        Where `batch.kept` holds what the bottom of the network made of the rows, only the blocks above it run.
+        """
+        from headstart.model import from_kept, mixed_states
+
+        if batch.kept is not None:
+            return from_kept(self, batch, batch.kept)
         with mixed_states(self.blocks, batch) if batch.mix is not None else nullcontext():
             return self.features(batch)
 
@@ -90,6 +95,9 @@ class Prepared(ABC):
     """(rows,) int32: what each row costs (tokens, samples; 1 for a picture), for batching by length."""
     padding: Mapping[str, int] = MappingProxyType({})
     """What an input is filled up with on the right; 0 where it is not named."""
+
+    budget: ClassVar[int | None] = None
+    """What a batch may cost where no gradients are kept, in the unit of `lengths`; None counts rows instead."""
 
     @abstractmethod
     def __len__(self) -> int: ...

@@ -7,26 +7,22 @@ refused with the nearest known one. Sections: `data`, `task`, `backbone`, `train
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from headstart.errors import SpecError, did_you_mean
-from headstart.notation import parse_duration, parse_value, split_commas, written
+from headstart.notation import parse_duration, parse_size, parse_value, split_commas, written
+from headstart.sections import Section, plain, plant, sentence
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class DataSpec(_Section):
+class DataSpec(Section):
     """Where the rows are and what their columns mean. Columns left out are inferred, and the inference is said."""
 
     train: str | None = Field(
@@ -54,7 +50,7 @@ class DataSpec(_Section):
     check_labels: bool = Field(False, description="list training rows whose label looks wrong, in the report")
 
 
-class TaskSpec(_Section):
+class TaskSpec(Section):
     """What is to be learned."""
 
     name: str | None = Field(None, description="classification, multilabel or regression; inferred when left out")
@@ -75,14 +71,14 @@ class TaskSpec(_Section):
     )
 
 
-class MemberSpec(_Section):
+class MemberSpec(Section):
     """One task of several: its rows, and what is to be learned of them."""
 
     data: DataSpec = DataSpec()
     task: TaskSpec = TaskSpec()
 
 
-class BackboneSpec(_Section):
+class BackboneSpec(Section):
     """The pretrained network."""
 
     ref: str | None = Field(
@@ -103,7 +99,7 @@ class BackboneSpec(_Section):
     trust_remote_code: bool = False
 
 
-class MethodSpec(_Section):
+class MethodSpec(Section):
     """A transfer method by public name with its options: `lora:r=8,alpha=16`."""
 
     name: str
@@ -126,7 +122,7 @@ class MethodSpec(_Section):
         return f"{self.name}:{listed}" if listed else self.name
 
 
-class TrainingSpec(_Section):
+class TrainingSpec(Section):
     """How the loop runs. Defaults that are None are chosen by the plan from the data and the backbone, and said."""
 
     epochs: int | None = Field(None, ge=0)
@@ -171,6 +167,9 @@ class TrainingSpec(_Section):
     metric: str | None = Field(None, description="what early stopping and the choice of weights compare")
     checkpoint_every: float = Field(60.0, gt=0, description="seconds between saved states")
     time_limit: float | None = Field(None, gt=0, description="seconds")
+    cache: str = Field(
+        "auto", description="room on disk for what a frozen bottom makes of the rows: auto, off, or a size such as 2GB"
+    )
     seed: int = Field(0, ge=0)
     device: str = "auto"
 
@@ -179,13 +178,25 @@ class TrainingSpec(_Section):
         """The batch size, 32 when nobody chose one."""
         return self.batch_size or 32
 
+    @field_validator("cache")
+    @classmethod
+    def _cache(cls, value: str) -> str:
+        if value not in ("auto", "off"):
+            try:
+                parse_size(value)
+            except SpecError:
+                raise ValueError(
+                    f"training.cache: expected auto, off or a size such as 500MB or 2GB, received '{value}'"
+                ) from None
+        return value
+
     @field_validator("time_limit", mode="before")
     @classmethod
     def _seconds(cls, value: Any) -> Any:
         return parse_duration(value) if isinstance(value, str) else value
 
 
-class EvaluationSpec(_Section):
+class EvaluationSpec(Section):
     """What the report measures beside the metrics."""
 
     robust: bool = Field(False, description="measure attacked and spoiled rows too: see docs/robustness.md")
@@ -201,7 +212,7 @@ class EvaluationSpec(_Section):
         return value
 
 
-class StageSpec(_Section):
+class StageSpec(Section):
     """One run of a sequence. It starts from the stage before it; what it leaves out is taken from the spec."""
 
     name: str
@@ -226,11 +237,11 @@ class StageSpec(_Section):
                 section.model_validate(given)
             except ValidationError as error:
                 where = "training" if section is TrainingSpec else "task"
-                raise SpecError(f"stage '{self.name}': {where}.{_sentence(error, section)}") from None
+                raise SpecError(f"stage '{self.name}': {where}.{sentence(error, section)}") from None
         return self
 
 
-class Spec(_Section):
+class Spec(Section):
     """The whole request. With neither `methods` nor `stages` the default recipe runs."""
 
     data: DataSpec = DataSpec()
@@ -292,8 +303,8 @@ class Spec(_Section):
     def alone(self, name: str) -> Spec:
         """The spec of one of the tasks by itself, with the same settings."""
         own = self.tasks[name]
-        plain = self.training.model_copy(update={"sampling": "size"})
-        return self.model_copy(update={"tasks": {}, "data": own.data, "task": own.task, "training": plain})
+        single = self.training.model_copy(update={"sampling": "size"})
+        return self.model_copy(update={"tasks": {}, "data": own.data, "task": own.task, "training": single})
 
     @classmethod
     def make(cls, record: Mapping[str, Any] | None = None, sets: Sequence[str] = (), **flat: Any) -> Spec:
@@ -301,19 +312,19 @@ class Spec(_Section):
 
         Raises SpecError naming the key, what was expected and, for unknown keys, the nearest known one.
         """
-        tree: dict[str, Any] = json.loads(json.dumps(record, default=_plain)) if record else {}
+        tree: dict[str, Any] = json.loads(json.dumps(record, default=plain)) if record else {}
         for path, value in flat.items():
             if value is not None:
-                _plant(tree, path.split("__"), value)
+                plant(tree, path.split("__"), value)
         for text in sets:
             path, equals, value = text.partition("=")
             if not equals:
                 raise SpecError(f"expected --set section.key=value, received '{text}'")
-            _plant(tree, path.strip().split("."), parse_value(value))
+            plant(tree, path.strip().split("."), parse_value(value))
         try:
             return cls.model_validate(tree)
         except ValidationError as error:
-            raise SpecError(_sentence(error, cls)) from None
+            raise SpecError(sentence(error, cls)) from None
 
     @classmethod
     def read(cls, path: str | Path, sets: Sequence[str] = (), **flat: Any) -> Spec:
@@ -344,53 +355,9 @@ class Spec(_Section):
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
-def _plain(value: Any) -> Any:
-    """Paths and dates as text; everything else that JSON does not know is refused."""
-    if isinstance(value, Path | datetime.date | datetime.time):
-        return str(value)
-    raise SpecError(f"expected plain values in a spec, received {type(value).__name__}: {value!r}")
-
-
 def _method_list(value: Any) -> Any:
     if isinstance(value, str | Mapping | MethodSpec):
         value = [value]
     if not isinstance(value, list | tuple):
         raise SpecError(f"methods: expected a list of methods such as lora:r=8, received {value!r}")
     return [MethodSpec.parse(item) if isinstance(item, str) else item for item in value]
-
-
-def _plant(tree: dict[str, Any], path: list[str], value: Any) -> None:
-    for key in path[:-1]:
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise SpecError(f"'{'.'.join(path)}' cannot be set: '{key}' is a value, not a section")
-    tree[path[-1]] = value
-
-
-def _sections(cls: type[BaseModel]) -> dict[str, type[BaseModel]]:
-    found: dict[str, type[BaseModel]] = {}
-    for name, info in cls.model_fields.items():
-        for kind in (info.annotation, *get_args(info.annotation)):
-            if isinstance(kind, type) and issubclass(kind, BaseModel):
-                found[name] = kind
-    return found
-
-
-def _sentence(error: ValidationError, root: type[BaseModel]) -> str:
-    """The first problem as one sentence, with did-you-mean for unknown keys."""
-    problem = error.errors(include_url=False)[0]
-    path = [str(part) for part in problem["loc"]]
-    where = ".".join(path)
-    if problem["type"] == "extra_forbidden":
-        section: type[BaseModel] = root
-        for part in path[:-1]:
-            section = _sections(section).get(part, section)
-        known = list(section.model_fields)
-        owners = [f"{name}.{path[-1]}" for name, kind in _sections(root).items() if path[-1] in kind.model_fields]
-        if len(path) == 1 and owners:
-            return f"unknown key '{where}': did you mean '{owners[0]}'?"
-        return f"unknown key '{where}': {did_you_mean(path[-1], known)}"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not path or problem["type"] == "value_error":
-        return message
-    return f"{where}: {message[0].lower()}{message[1:]}, received {problem.get('input')!r}"

@@ -316,6 +316,7 @@ class Stages:
         # Methods that merge or cut at the end change the backbone without a parameter of it having learned.
         self.untouched = self.untouched and not learned_inside and not hooks.owners("finish")
         score = self._score()
+        details |= {"bottom": trained.bottom} if trained.bottom else {}
         details |= {"epochs": epochs, "learning_rate": rate, "precision": "bf16" if bf16 else "fp32"}
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,

@@ -36,6 +36,29 @@ class Mix:
 
 
 @dataclass(frozen=True)
+class Blank:
+    """The size and type of a tensor whose numbers are not needed. In `shape` -1 is N and -2 is T."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What the frozen bottom of a network made of a batch's rows earlier, so that it need not run again.
+
+    states: what block `block` of the backbone receives, (N, ...); with block None the pooled features (N,D).
+    answers: what the modules below that block answer with, those of the stem first, each a Blank or a tuple or list of
+    such, or None for a module that is to run. filled: whether blanks take up memory, for networks that write into them.
+    """
+
+    states: Tensor
+    block: int | None = None
+    answers: tuple[Any, ...] = ()
+    filled: bool = False
+
+
+@dataclass(frozen=True)
 class Batch:
     """Frozen tensors of N rows. A hook that wants another batch makes one with `replace`.
 
@@ -52,6 +75,7 @@ class Batch:
     shift: added to the continuous input before the network sees it: token embeddings (N,T,V), pixels (N,C,H,W)
         or a wave (N,S).
     mix: rows to be mixed in the network, at a block or after pooling.
+    kept: what the frozen bottom of the network made of these rows; their `inputs` may then be blank, or left out.
     """
 
     inputs: Mapping[str, Tensor]
@@ -61,6 +85,7 @@ class Batch:
     row: Tensor
     shift: Tensor | None = None
     mix: Mix | None = None
+    kept: Kept | None = None
 
     def __len__(self) -> int:
         return int(self.weight.shape[0])
@@ -84,6 +109,7 @@ class Batch:
             row=self.row.to(device),
             shift=move(self.shift),
             mix=None if self.mix is None else self.mix.to(device),
+            kept=None if self.kept is None else replace(self.kept, states=self.kept.states.to(device)),
         )
 
 

@@ -74,8 +74,7 @@ def _answers(model: Bundle, rows: data.Part, tta: int, seed: int) -> Iterator[pa
     inputs = rows.inputs()
     for start in range(0, max(1, len(rows)), CHUNK):
         part = rows.table.slice(start, CHUNK)
-        piece = [inputs[i] for i in range(start, min(len(rows), start + CHUNK))]
-        decoded = model.decode(piece, tta=tta, seed=seed)
+        decoded = model.decode(inputs[start : start + CHUNK], tta=tta, seed=seed)
         for name in model.tasks:
             part = part.append_column(f"prediction_{name}", pa.array([answer[name] for answer in decoded.prediction]))
         if not model.tasks:
@@ -137,7 +136,9 @@ def evaluate(
         raise BadInput(f"'{path}' has no rows to evaluate on")
     inputs = rows.inputs()
     targets = model.task.encode(rows.labels())
-    scores = model.scores([inputs[i] for i in range(len(rows))], tta=tta, seed=seed)
+    scores = np.concatenate(
+        [model.scores(inputs[at : at + CHUNK], tta=tta, seed=seed) for at in range(0, len(rows), CHUNK)]
+    )
     measured = measure_split(
         model.task, scores, targets.numpy(), inputs=inputs, row_ids=rows.source_rows.tolist(), slices=values, seed=seed
     )

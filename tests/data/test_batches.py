@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from headstart.data import by_length, by_pairs, in_order
+from headstart.data import by_budget, by_length, by_pairs
 
 LENGTHS = st.lists(st.integers(1, 300), min_size=0, max_size=300).map(lambda values: np.array(values, np.int32))
 
@@ -14,10 +17,10 @@ LENGTHS = st.lists(st.integers(1, 300), min_size=0, max_size=300).map(lambda val
 @settings(max_examples=80, deadline=None)
 @given(LENGTHS, st.integers(1, 40), st.integers(0, 3), st.booleans())
 def test_every_row_once(lengths: np.ndarray, size: int, epoch: int, shuffle: bool) -> None:
-    for batches in (by_length(lengths, size, seed=1, epoch=epoch, shuffle=shuffle), in_order(lengths, size)):
-        assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(lengths)))
-        assert all(0 < len(batch) <= size for batch in batches)
-        assert len(batches) == -(-len(lengths) // size)
+    batches = by_length(lengths, size, seed=1, epoch=epoch, shuffle=shuffle)
+    assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(lengths)))
+    assert all(0 < len(batch) <= size for batch in batches)
+    assert len(batches) == -(-len(lengths) // size)
 
 
 def test_the_same_for_seed_and_epoch_only() -> None:
@@ -49,13 +52,46 @@ def test_without_shuffling_rows_keep_their_order() -> None:
     assert [batch.tolist() for batch in batches] == [[0, 1], [2, 3], [4]]
 
 
-def test_longest_first() -> None:
-    lengths = np.array([3, 9, 1, 7, 9], np.uint8)
-    assert [batch.tolist() for batch in in_order(lengths, 2)] == [[1, 4], [3, 0], [2]]
-    answers = np.empty(5)
-    for batch in in_order(lengths, 2):
+@settings(max_examples=150, deadline=None)
+@given(LENGTHS, st.integers(1, 2000), st.integers(0, 600))
+def test_a_budget_is_kept_and_every_row_is_there_once(lengths: np.ndarray, most: int, least: int) -> None:
+    batches = by_budget(lengths, most, least=least)
+    assert sorted(row for batch in batches for row in batch.tolist()) == list(range(len(lengths)))
+    assert all(len(batch) for batch in batches)
+    assert all(len(batch) == 1 or len(batch) * lengths[batch].max() <= most for batch in batches)
+    order = lengths[np.concatenate(batches)] if batches else lengths
+    assert (np.diff(order.astype(int)) <= 0).all(), "longest first"
+    again = by_budget(lengths, most, least=least)
+    assert all(np.array_equal(one, other) for one, other in zip(batches, again, strict=True))
+    for batch, after in pairwise(batches):
+        full = (len(batch) + 1) * lengths[batch].max() > most
+        ended = len(batch) * lengths[batch].max() >= least and lengths[after[0]] < lengths[batch].min()
+        assert full or ended, "a batch ends only when it is full or its length does"
+
+
+def test_most_batches_hold_one_length_and_hardly_any_padding() -> None:
+    lengths = np.random.default_rng(0).geometric(1 / 15, 3000).astype(np.int32)
+    batches = by_budget(lengths, 4096)
+    padded = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    by_rows = sum(int(chunk.max()) * len(chunk) for chunk in np.array_split(np.sort(lengths), 3000 // 64))
+    assert padded < 1.03 * lengths.sum() < by_rows
+
+
+def test_longest_first_within_a_budget() -> None:
+    lengths = np.array([3, 9, 1, 7, 9, 0], np.uint8)
+    batches = by_budget(lengths, 18, least=6)
+    assert [batch.tolist() for batch in batches] == [[1, 4], [3], [0, 2, 5]]
+    answers = np.empty(6)
+    for batch in batches:
         answers[batch] = lengths[batch]
     assert (answers == lengths).all()
+    assert [batch.tolist() for batch in by_budget(lengths[:2], 2)] == [[1], [0]], "long rows stand alone"
+    assert by_budget(lengths[:0], 5) == []
+
+
+def test_a_budget_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a budget of at least 1, received 0"):
+        by_budget(np.array([1, 2]), 0)
 
 
 def test_pairs_of_a_class() -> None:

@@ -4,7 +4,7 @@
 the `_from_memory` cousins take lists, arrays and data frames. Tables stay on disk, memory-mapped.
 """
 
-from headstart.data.batches import by_length, by_pairs, by_task, in_order
+from headstart.data.batches import by_budget, by_length, by_pairs, by_task
 from headstart.data.columns import Columns, infer
 from headstart.data.fresh import load_labelled, load_unlabelled
 from headstart.data.memory import from_memory, labelled_from_memory, unlabelled_from_memory
@@ -21,12 +21,12 @@ __all__ = [
     "Part",
     "Table",
     "apart",
+    "by_budget",
     "by_length",
     "by_pairs",
     "by_task",
     "check_output",
     "from_memory",
-    "in_order",
     "infer",
     "labelled_from_memory",
     "load",

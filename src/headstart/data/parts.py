@@ -39,7 +39,11 @@ class Inputs(Sequence[Any]):
 
     def __getitem__(self, at: int | slice) -> Any:
         if isinstance(at, slice):
-            return [self[place] for place in range(*at.indices(len(self)))]
+            start, stop, step = at.indices(len(self))
+            if step == 1:
+                cells = self._column.slice(start, max(0, stop - start)).to_pylist()
+                return [self._value(cell) for cell in cells]
+            return [self[place] for place in range(start, stop, step)]
         place = int(at)
         if not -len(self) <= place < len(self):
             raise IndexError(f"row {place} of {len(self)}")

@@ -17,6 +17,9 @@ from headstart.protocols import Backbone, Modality, Prepared
 CHUNK = 1024
 """Rows that are tokenised at a time: enough for the tokenizer's threads, little enough for memory."""
 
+BUDGET = 4096
+"""Tokens of a batch at inference, padding included. On a CPU, batches from 2,048 to 8,192 were equally fast."""
+
 
 class TextModality(Modality):
     """Strings, encoded by the tokenizer of the backbone (`backbone.tokenizer`) and cut at its `max_length`."""
@@ -45,6 +48,8 @@ class PreparedText(Prepared):
     lengths: (rows,) int32, tokens of each row, special ones included.
     truncated: how many rows were longer than the backbone's `max_length`.
     """
+
+    budget = BUDGET
 
     def __init__(self, values: Sequence[Any], backbone: Backbone) -> None:
         """Tokenise `values`; see `TextModality.prepare`."""
@@ -89,18 +94,17 @@ class PreparedText(Prepared):
 
         `token_type_ids` (N,T) are there where the tokenizer gives some token a type other than 0.
         """
-        width = max((int(self.lengths[row]) for row in rows), default=1) or 1
-        ids = np.full((len(rows), width), self._pad, dtype=np.int64)
-        mask = np.zeros((len(rows), width), dtype=np.int64)
-        types = np.full((len(rows), width), self._pad_type, dtype=np.int64) if self._types is not None else None
-        for place, row in enumerate(rows):
-            start, length = self._starts[row], self.lengths[row]
-            ids[place, :length] = self._ids[start : start + length]
-            mask[place, :length] = 1
-            if types is not None and self._types is not None:
-                types[place, :length] = self._types[start : start + length]
-        taken = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
-        if types is not None:
+        index = np.asarray(rows, dtype=np.int64)
+        lengths = self.lengths[index]
+        width = int(lengths.max(initial=0)) or 1
+        mask = np.arange(width) < lengths[:, None]
+        places = (self._starts[index][:, None] + np.arange(width))[mask]
+        ids = np.full(mask.shape, self._pad, dtype=np.int64)
+        ids[mask] = self._ids[places]
+        taken = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask.astype(np.int64))}
+        if self._types is not None:
+            types = np.full(mask.shape, self._pad_type, dtype=np.int64)
+            types[mask] = self._types[places]
             taken["token_type_ids"] = torch.from_numpy(types)
         return taken
 

@@ -1,0 +1,71 @@
+"""What a run stands on beside the loop: who runs as at use, weights kept and swapped in, an interrupt that waits."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def set_modes(model: nn.Module, *, keep_stats: bool = False) -> None:
+    """Training mode, but parts of the backbone in which nothing learns, and frozen BatchNorms, run as at inference.
+
+    keep_stats: every BatchNorm normalises by its pretrained means and variances; its scale and shift still learn.
+    """
+    model.train()
+    backbone: Any = model.backbone
+    for part in (*backbone.stem, *backbone.blocks, *backbone.tail):
+        learning = [p.requires_grad for p in part.parameters()] if isinstance(part, nn.Module) else []
+        if learning and not any(learning):
+            part.eval()
+    for module in backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and (
+            keep_stats or not any(p.requires_grad for p in module.parameters())
+        ):
+            module.eval()
+    if not any(p.requires_grad for p in backbone.parameters()):
+        backbone.eval()
+
+
+def copied(model: nn.Module) -> dict[str, Tensor]:
+    """Every tensor of the model, copied to main memory."""
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+@contextmanager
+def swapped(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
+    """The model with these weights for a while."""
+    if weights is None:
+        yield
+        return
+    own = {name: value.clone() for name, value in model.state_dict().items()}
+    model.load_state_dict(dict(weights), strict=False)
+    try:
+        yield
+    finally:
+        model.load_state_dict(own)
+
+
+@contextmanager
+def interrupts() -> Iterator[threading.Event]:
+    """SIGINT sets the event; a second one interrupts at once. Outside the main thread nothing is changed."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    old = signal.getsignal(signal.SIGINT)
+
+    def handle(number: int, frame: Any) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
+        event.set()
+
+    signal.signal(signal.SIGINT, handle)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, old)
