@@ -304,9 +304,12 @@ class Stages:
             row = planning.measure(self.model, rows, training, bf16=bf16, backward=True)
             epochs = max(1, min(epochs, int(left / max(1e-9, row * len(rows)))))
             training = training.model_copy(update={"time_limit": left})
+        known = dict(self.features) if self.untouched else {}
+        if rows is not self.train_rows:
+            known.pop("train", None)
         loop = Loop(
             self.model, hooks, rows, self.validation, training, epochs, rate, self.device,
-            bf16=bf16, checkpoint=checkpoint, identity=identity, listen=self.listen,
+            bf16=bf16, checkpoint=checkpoint, identity=identity, listen=self.listen, known=known,
         )  # fmt: skip
         trained = loop.train(resume=resume)
         self.model = trained.model  # type: ignore[assignment]
@@ -315,7 +318,7 @@ class Stages:
         learned_inside = any(id(p) in own for p in loop.optimiser.parameters)
         # Methods that merge or cut at the end change the backbone without a parameter of it having learned.
         self.untouched = self.untouched and not learned_inside and not hooks.owners("finish")
-        score = self._score()
+        score = None if self.validation is None else self._score(loop.prefix.of(self.validation, self.model))
         details |= {"bottom": trained.bottom} if trained.bottom else {}
         details |= {"epochs": epochs, "learning_rate": rate, "precision": "bf16" if bf16 else "fp32"}
         return StageResult(
@@ -340,11 +343,11 @@ class Stages:
         rows = self.train_rows.extended(self.modality, self.model.backbone, self.inputs, every)
         return rows, {"rows_added": counts}
 
-    def _score(self) -> float | None:
-        if self.validation is None or self.validation.targets is None:
+    def _score(self, rows: Encoded) -> float | None:
+        if rows.targets is None:
             return None
-        scores = self.task.scores(torch.from_numpy(inference.outputs(self.model, self.validation)))
-        return self.task.measure(scores.numpy(), self.validation.targets.numpy())[self.task.metric]
+        scores = self.task.scores(torch.from_numpy(inference.outputs(self.model, rows)))
+        return self.task.measure(scores.numpy(), rows.targets.numpy())[self.task.metric]
 
     def describe(
         self, stages: tuple[StageSpec, ...], row_seconds: Callable[[bool, TrainingSpec], float] | None
