@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,8 @@ from headstart.serve.metrics import Metrics
 from headstart.serve.models import Models
 from headstart.serve.run import LOOPBACK
 from headstart.serve.state import Server
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Client:
@@ -105,3 +110,19 @@ def sound(seed: int, seconds: float = 0.4, rate: int = 16000) -> bytes:
     sink = io.BytesIO()
     soundfile.write(sink, wave, rate, format="WAV")
     return sink.getvalue()
+
+
+@contextmanager
+def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server and its address; killed at the end if it still runs."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *sys.path]), "HEADSTART_DEBUG": "1"}
+    command = [sys.executable, "-m", "headstart", "serve", *arguments, "--port", "0"]
+    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert started.stdout is not None
+        line = started.stdout.readline()
+        assert " at http" in line, started.communicate()
+        yield started, line.rsplit(" ", 1)[1].strip()
+    finally:
+        started.kill()
+        started.communicate()

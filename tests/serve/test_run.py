@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +19,7 @@ from headstart.errors import SpecError
 from headstart.serve import keys
 from headstart.serve.limits import Limits
 from headstart.serve.run import Place
-
-ROOT = Path(__file__).resolve().parents[2]
+from serving import process
 
 
 @pytest.mark.parametrize(("host", "local"), [
@@ -81,22 +76,6 @@ def test_limits_that_let_nothing_through_are_refused(name: str) -> None:
     with pytest.raises(SpecError, match="expected delay_ms above 0, received -1"):
         Limits(delay_ms=-1)
     Limits(delay_ms=0)
-
-
-@contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running server and its address; killed at the end if it still runs."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "HEADSTART_DEBUG": "1"}
-    command = [sys.executable, "-m", "headstart", "serve", *arguments, "--port", "0"]
-    started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert started.stdout is not None
-        line = started.stdout.readline()
-        assert " at http" in line, started.communicate()
-        yield started, line.rsplit(" ", 1)[1].strip()
-    finally:
-        started.kill()
-        started.communicate()
 
 
 @pytest.mark.slow

@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from headstart.bundle import Bundle
 from headstart.errors import BundleError, HeadstartError
 from headstart.serve.limits import Limits
 from headstart.serve.refusals import Refused
 from headstart.serve.served import Served, load
+from headstart.serve.sharing import Pool
 
 
 class Models:
@@ -29,6 +31,7 @@ class Models:
         self._users: dict[Served, int] = {}
         self._changing = asyncio.Lock()
         self._retiring: set[asyncio.Task[None]] = set()
+        self._pool = Pool()
         # One thread for all networks: each already uses the machine's cores, and two at once would share them.
         self._network = ThreadPoolExecutor(1, thread_name_prefix="network")
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
@@ -85,7 +88,7 @@ class Models:
     async def _open(self, name: str) -> Served:
         loop = asyncio.get_running_loop()
         try:
-            model = await loop.run_in_executor(self._loader, load, self.folders[name])
+            model, shared = await loop.run_in_executor(self._loader, self._read, self.folders[name])
         except HeadstartError as error:
             self.reasons[name] = str(error)
             raise
@@ -93,7 +96,11 @@ class Models:
             self.reasons[name] = f"{type(error).__name__}: {error}"
             raise BundleError(f"'{self.folders[name]}' cannot be loaded: {type(error).__name__}") from error
         self.reasons.pop(name, None)
-        return Served(name, model, self.limits, self._network, lambda rows: self._watch(name, rows))
+        return Served(name, model, self.limits, self._network, lambda rows: self._watch(name, rows), shared)
+
+    def _read(self, folder: Path) -> tuple[Bundle, int]:
+        model = load(folder)
+        return model, self._pool.share(model.model)
 
     def _replace(self, name: str, served: Served | None) -> None:
         old = self._live.pop(name, None)

@@ -179,7 +179,8 @@ async def _serve(
         server.draining = True
 
     def started() -> None:
-        log.say("listening", url=url, models={served.name: served.version for served in models})
+        versions = {served.name: served.version for served in models}
+        log.say("listening", url=url, models=versions, shared_bytes=sum(served.shared for served in models))
         say(f"serving {', '.join(models.names)} at {url}")
 
     forward = _Forward(log)

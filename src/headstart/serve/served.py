@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -58,14 +57,24 @@ def _nothing(rows: Sequence[Inputs], row: Inputs, name: str) -> Tensor:
 
 
 class Served:
-    """A loaded bundle under a name, with its own queue. executor: the thread that runs networks, shared by models."""
+    """A loaded bundle under a name, with its own queue. executor: the thread that runs networks, shared by models.
+
+    watch: told the rows of each batch. shared: bytes of weights that it has in common with other models.
+    """
 
     def __init__(
-        self, name: str, model: Bundle, limits: Limits, executor: Executor, watch: Any = lambda rows: None
+        self,
+        name: str,
+        model: Bundle,
+        limits: Limits,
+        executor: Executor,
+        watch: Callable[[int], None] = lambda rows: None,
+        shared: int = 0,
     ) -> None:
         self.name, self.bundle, self.limits = name, model, limits
         self.version = str(model.record["lineage"]["id"])[:12]
         self.created = int(time.time())
+        self.shared = shared
         self.modality = model.modality.name
         self.columns = _columns(model)
         self.padding: dict[str, int] = {}

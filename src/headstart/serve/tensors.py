@@ -85,7 +85,7 @@ async def load(server: Server, request: Request) -> Response:
         server.log.say("load failed", model=name, reason=server.models.reasons.get(name))
         raise
     entry(request).model = name
-    server.log.say("loaded", model=name, version=served.version)
+    server.log.say("loaded", model=name, version=served.version, shared_bytes=served.shared)
     return respond({})
 
 

@@ -1,0 +1,55 @@
+"""Equal weights of several models kept in memory once.
+
+Bundles of the same frozen backbone hold the same numbers: what a probe or an adapter leaves as it was. Weights are
+compared by content, tensor by tensor, so that models share whatever they have in common, wherever it came from. That is
+safe because a served model never changes its weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+SMALLEST = 4096
+"""Bytes below which a tensor is left alone: nothing is gained."""
+
+_Key = tuple[bytes, tuple[int, ...], torch.dtype, torch.device]
+
+
+class Pool:
+    """The weights of the models that are alive. It keeps none alive itself."""
+
+    def __init__(self) -> None:
+        self._known: dict[_Key, list[weakref.ref[Tensor]]] = {}
+
+    def share(self, module: nn.Module) -> int:
+        """Let a module use the memory of equal weights that are known, and know its own; returns the bytes freed."""
+        freed = 0
+        for tensor in chain(module.parameters(), module.buffers()):
+            size = tensor.numel() * tensor.element_size()
+            if size < SMALLEST or not tensor.is_contiguous():
+                continue
+            alive = self._alive(key := _key(tensor))
+            twin = next((other for other in alive if torch.equal(other, tensor)), None)
+            if twin is not None and twin.data_ptr() != tensor.data_ptr():
+                tensor.data = twin.data
+                freed += size
+            # Each model's tensor is noted, so that the memory is found as long as any of them is alive.
+            if all(other is not tensor for other in alive):
+                self._known[key].append(weakref.ref(tensor))
+        return freed
+
+    def _alive(self, key: _Key) -> list[Tensor]:
+        """Known tensors of this content; those whose models are gone are forgotten."""
+        alive = [(ref, tensor) for ref in self._known.get(key, []) if (tensor := ref()) is not None]
+        self._known[key] = [ref for ref, _ in alive]
+        return [tensor for _, tensor in alive]
+
+
+def _key(tensor: Tensor) -> _Key:
+    raw = tensor.detach().cpu().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().reshape(1).view(torch.uint8)
+    return hashlib.sha256(memoryview(raw.numpy())).digest(), tuple(tensor.shape), tensor.dtype, tensor.device

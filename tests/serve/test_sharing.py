@@ -1,0 +1,104 @@
+"""Equal weights are kept once, and nobody notices."""
+
+from __future__ import annotations
+
+import gc
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import headstart as hs
+from headstart.serve.sharing import SMALLEST, Pool
+from serving import Client, ask
+
+TEXTS = ["where is my parcel", "refund please"]
+
+
+def places(module: nn.Module) -> dict[str, int]:
+    return {name: value.data_ptr() for name, value in module.state_dict().items() if value.nbytes >= SMALLEST}
+
+
+@pytest.fixture(scope="module")
+def probes(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Three bundles with heads of their own on the same frozen backbone."""
+    root = tmp_path_factory.mktemp("probes")
+    found = []
+    for number, labels in enumerate((["a", "b"], ["x", "y"], ["low", "high"])):
+        model = hs.fit(TEXTS * 6, labels * 6, backbone=f"file:{tiny_bert}", methods=["freeze:probe"])
+        found.append(model.save(root / f"model{number}"))
+    return found
+
+
+def test_models_of_one_frozen_backbone_share_its_memory(probes: list[Path]) -> None:
+    pool = Pool()
+    first, second = hs.load(probes[0]), hs.load(probes[1])
+    expected = second.scores(TEXTS)
+    size = sum(v.nbytes for v in second.model.backbone.state_dict().values() if v.nbytes >= SMALLEST)
+    assert pool.share(first.model) == 0
+    assert pool.share(second.model) == size > 0
+    assert places(first.model.backbone) == places(second.model.backbone)
+    assert np.array_equal(second.scores(TEXTS), expected)
+    assert second.prove() == 0.0
+    assert pool.share(second.model) == 0
+
+
+def test_the_memory_is_found_as_long_as_one_of_the_models_lives(probes: list[Path]) -> None:
+    pool = Pool()
+    first, second = hs.load(probes[0]), hs.load(probes[1])
+    pool.share(first.model)
+    pool.share(second.model)
+    expected = second.scores(TEXTS)
+    del first
+    gc.collect()
+    third = hs.load(probes[2])
+    assert pool.share(third.model) > 0
+    assert places(third.model.backbone) == places(second.model.backbone)
+    assert np.array_equal(second.scores(TEXTS), expected)
+
+
+def test_weights_that_differ_are_not_shared(probes: list[Path], text_bundle: Path) -> None:
+    """A fine-tuned backbone shares what it left alone and nothing else."""
+    pool = Pool()
+    probe, tuned = hs.load(probes[0]), hs.load(text_bundle)
+    expected = tuned.scores(TEXTS)
+    pool.share(probe.model)
+    pool.share(tuned.model)
+    assert np.array_equal(tuned.scores(TEXTS), expected)
+    probe_at, tuned_at = places(probe.model.backbone), places(tuned.model.backbone)
+    weights = probe.model.backbone.state_dict()
+    for name, value in tuned.model.backbone.state_dict().items():
+        if value.nbytes >= SMALLEST:
+            assert (tuned_at[name] == probe_at[name]) == torch.equal(value, weights[name]), name
+    assert tuned_at != probe_at and set(tuned_at.values()) & set(probe_at.values())
+
+
+@pytest.mark.parametrize("other", [torch.zeros(64, 64), torch.ones(128, 32), torch.ones(64, 64, dtype=torch.float64)])
+def test_content_shape_and_type_must_be_equal(other: torch.Tensor) -> None:
+    pool, first, second = Pool(), nn.Module(), nn.Module()
+    first.register_buffer("weight", torch.ones(64, 64))
+    second.register_buffer("weight", other)
+    assert pool.share(first) == pool.share(second) == 0
+
+
+def test_small_and_scattered_tensors_are_left_alone() -> None:
+    pool = Pool()
+    for value in (torch.ones(8), torch.tensor(1.0), torch.ones(64, 128).t()):
+        modules = [nn.Module(), nn.Module()]
+        for module in modules:
+            module.register_buffer("weight", value.clone(memory_format=torch.preserve_format))
+        assert [pool.share(module) for module in modules] == [0, 0]
+
+
+def test_a_server_shares_and_says_so(probes: list[Path]) -> None:
+    async def test(client: Client) -> None:
+        one, two = (client.server.models.get(name) for name in ("one", "two"))
+        assert places(one.bundle.model.backbone) == places(two.bundle.model.backbone)
+        assert (one.shared, two.shared > 0) == (0, True)
+        assert (await client.predict("two", TEXTS))[0]["prediction"] == hs.load(probes[1]).predict(TEXTS)[0]
+        await client.post("/v2/repository/models/one/load")
+        assert client.logged("loaded")[0]["shared_bytes"] == two.shared
+
+    ask({"one": probes[0], "two": probes[1]}, test)
