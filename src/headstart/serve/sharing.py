@@ -52,4 +52,4 @@ class Pool:
 
 def _key(tensor: Tensor) -> _Key:
     raw = tensor.detach().cpu().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().reshape(1).view(torch.uint8)
-    return hashlib.sha256(memoryview(raw.numpy())).digest(), tuple(tensor.shape), tensor.dtype, tensor.device
+    return hashlib.sha256(raw.numpy().data).digest(), tuple(tensor.shape), tensor.dtype, tensor.device
