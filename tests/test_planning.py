@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -30,22 +31,65 @@ def test_precision_is_as_asked() -> None:
     assert planning.choose_bf16("auto", cpu) in (True, False)
 
 
-def test_measuring_leaves_the_model_as_it_was() -> None:
-    loop = make_loop([], "image")
+@pytest.mark.parametrize("kind", ["image", "text"])
+def test_measuring_leaves_the_model_as_it_was(kind: str) -> None:
+    loop = make_loop([], kind)
     before = {name: value.clone() for name, value in loop.model.state_dict().items()}
     loop.model.train()
-    seconds = planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=True)
-    assert seconds > 0
+    costs = planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=True)
+    assert costs.step > costs.answer > 0
+    assert costs.kept > 0
     assert loop.model.training
     assert all(torch.equal(value, before[name]) for name, value in loop.model.state_dict().items())
     assert all(parameter.grad is None for parameter in loop.model.parameters())
+
+
+def test_what_is_frozen_keeps_nothing_for_the_backward_pass() -> None:
+    """The head keeps its input and the outputs that are squared; the whole network keeps more."""
+    loop = make_loop([], "text")
+    whole = planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=True).kept
+    loop.model.backbone.requires_grad_(False)
+    head = planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=True).kept
+    assert 0 < head < whole / 4
+    loop.model.requires_grad_(False)
+    assert planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=False).kept == 0
+
+
+def test_batches_are_timed_over_the_lengths_that_occur(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a token costs a second, the estimate is the padded tokens of the plan, as near as three batches tell."""
+    loop = make_loop([], "text")
+    training = loop.training.model_copy(update={"batch_size": 2})
+    rows = loop.train_rows
+    padded = [len(index) * int(rows.prepared.lengths[index].max()) for index in rows.plan(training, 0)]
+
+    def run(model: object, rows: object, index: np.ndarray, **options: bool) -> tuple[float, float, int]:
+        cost = float(len(index) * loop.train_rows.prepared.lengths[index].max())
+        return cost / 4, cost, 7
+
+    monkeypatch.setattr(planning, "_run", run)
+    costs = planning.measure(loop.model, rows, training, bf16=False, backward=True)
+    assert costs.step * len(rows) == pytest.approx(sum(padded), rel=0.1)
+    assert costs.answer == pytest.approx(costs.step / 4)
+
+
+def test_time_and_memory_of_a_whole_run() -> None:
+    costs = planning.Costs(step=0.3, answer=0.1, kept=1000)
+    assert planning.epoch_seconds(costs, 100, 20, 2.0) == pytest.approx(0.3 * 100 * 2 + 0.1 * 20)
+    asked = dict(rows=100, epochs=3, rate=1e-3, trainable=10, total=50, bf16=False, validated=20)
+    exact = describe_stage("probe", {}, TrainingSpec(optimizer="lbfgs"), costs=costs, **asked)
+    tuned = describe_stage("all", {}, TrainingSpec(), costs=costs, **asked)
+    assert exact.seconds == pytest.approx(0.1 * 120) and exact.batch_bytes is None
+    assert tuned.seconds == pytest.approx(3 * (30 + 2)) and tuned.batch_bytes == 1000
+    assert planning.most_memory((exact, tuned)) == 12 * 10 + 1000 + 4 * 50
+    assert planning.most_memory((exact,)) == 0
+    assert describe_stage("all", {}, TrainingSpec(), costs=None, **asked).seconds is None
 
 
 def test_a_stage_says_what_learns_how_often_and_in_which_order() -> None:
     methods = {name: make_method(name) for name in ("mixup", "pgd", "l2sp")}
     stage = describe_stage(
         "all", methods, TrainingSpec(batch_size=10, accumulate=2), rows=95, epochs=3, rate=1e-3, trainable=500,
-        total=1000, bf16=False, row_seconds=0.01,
+        total=1000, bf16=False, costs=planning.Costs(0.01, 0.0),
     )  # fmt: skip
     assert stage.steps == 15
     assert stage.passes_per_step == methods["pgd"].passes()
@@ -63,6 +107,6 @@ def test_passes_of_several_methods_multiply() -> None:
     methods = {name: make_method(name) for name in ("pgd", "rdrop")}
     stage = describe_stage(
         "main", methods, TrainingSpec(), rows=95, epochs=3, rate=1e-4, trainable=1, total=1, bf16=False,
-        row_seconds=None,
+        costs=None,
     )  # fmt: skip
     assert stage.passes_per_step == methods["pgd"].passes() * 2

@@ -52,21 +52,19 @@ class Run:
         return f"{self.spec.digest}:{self.data.fingerprint}"
 
     def plan(self, *, timed: bool = True) -> Plan:
-        """What this run is going to do; `timed` spends two batches on an estimate."""
-
-        def row_seconds(backward: bool, training: Any) -> float:
-            bf16 = planning.choose_bf16(training.precision, self.stages.device)
-            return planning.measure(self.stages.model, self.stages.train_rows, training, bf16=bf16, backward=backward)
-
+        """What this run is going to do; `timed` spends a few batches on an estimate of time and memory."""
+        before = planning.resident() if timed else None
+        stages = tuple(self.stages.describe(self.spec.stages, timed=timed))
         return Plan(
             task=self.task.name,
             modality=self.modality.name,
             backbone=self.model.backbone.ref,
             labels=self.task.outputs,
             rows=self.data.rows.to_json(),
-            stages=tuple(self.stages.describe(self.spec.stages, row_seconds if timed else None)),
+            stages=stages,
             said=self.data.said,
             findings=tuple(f"{finding.level}: {finding.message}" for finding in self.data.findings),
+            memory_bytes=None if before is None else before + planning.most_memory(stages),
         )
 
 

@@ -210,6 +210,7 @@ class Evidence:
                     **self.plan.to_json(),
                     "estimated_seconds": None if None in estimates else sum(filter(None, estimates)),
                     "actual_seconds": sum(result.seconds for result in results),
+                    "estimated_memory_bytes": self.plan.memory_bytes,
                 },
                 "stages": [
                     {**result.to_json(), "kept": position == self.chosen.position}

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from headstart import inference
 from headstart.encoded import Encoded
 from headstart.protocols import EXCLUSIVE, Method, overrides
 from headstart.spec import TrainingSpec
 
 STEPS = 300
 """Optimiser steps that a run of few rows should have: with them a fresh head and low rates have time to move."""
+
+TIMED = 3
+"""Batches that are timed for an estimate, from short to long."""
 
 EPOCHS = (5, 50)
 """Fewest and most epochs that the plan chooses by itself."""
@@ -40,8 +48,22 @@ LEARNING_RATE = {"text": 1e-4, "image": 3e-4, "audio": 1e-4}
 
 
 @dataclass(frozen=True)
+class Costs:
+    """What rows cost, measured. step: seconds a row, forward and backward; answer: forward alone. kept: bytes that the
+    longest batch keeps between the two.
+    """
+
+    step: float
+    answer: float
+    kept: int = 0
+
+
+@dataclass(frozen=True)
 class StagePlan:
-    """One stage: who learns, in which order hooks run, what it costs. Sizes in bytes, times in seconds."""
+    """One stage: who learns, in which order hooks run, what it costs. Sizes in bytes, times in seconds.
+
+    memory_bytes: weights, gradients and moments. batch_bytes: what a step keeps of its longest batch, where measured.
+    """
 
     name: str
     methods: tuple[str, ...]
@@ -55,6 +77,7 @@ class StagePlan:
     precision: str
     seconds: float | None
     memory_bytes: int
+    batch_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +92,8 @@ class Plan:
     stages: tuple[StagePlan, ...]
     said: tuple[str, ...] = ()
     findings: tuple[str, ...] = field(default=())
+    memory_bytes: int | None = None
+    """The peak that is expected of the process; None where nothing was measured."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
@@ -100,6 +125,8 @@ def _stage_lines(stage: StagePlan) -> list[str]:
             work += f", {stage.passes_per_step:g} passes a step"
     lines = [head, f"             {work}"]
     memory = f"{stage.memory_bytes / 2**20:,.0f} MiB for them"
+    if stage.batch_bytes:
+        memory += f" and {stage.batch_bytes / 2**20:,.0f} MiB for a batch"
     cost = f"learns {stage.trainable:,} of {stage.total:,} parameters ({share:.1f} %), {memory}"
     lines.append(f"             {cost}" + (f", about {_duration(stage.seconds)}" if stage.seconds is not None else ""))
     order = [f"{hook}: {' > '.join(names)}" for hook, names in stage.hooks.items()]
@@ -147,27 +174,82 @@ def choose_bf16(precision: str, device: torch.device) -> bool:
     return bool(amx and amx())
 
 
-def measure(model: nn.Module, rows: Encoded, training: TrainingSpec, *, bf16: bool, backward: bool) -> float:
-    """Seconds a row, from one warm-up and one timed batch of rows of middling length; the model is left as it was."""
-    order = rows.prepared.lengths.argsort(kind="stable")
-    size = min(training.batch_rows, len(order))
-    middle = max(0, len(order) // 2 - size // 2)
-    batch = rows.batch(order[middle : middle + size].tolist())
-    device = next(model.parameters()).device
-    batch = batch.to(device)
+def measure(model: nn.Module, rows: Encoded, training: TrainingSpec, *, bf16: bool, backward: bool) -> Costs:
+    """What rows cost, from `TIMED` batches of the first epoch after one untimed batch; the model is left as it was.
+
+    The batches stand for equally many others, from short to long, so padding and long rows count as often as they
+    occur. Without `backward` they are those of inference. The update itself is not timed.
+    """
+    batches = rows.plan(training, 0) if backward else inference.plan(rows)
+    padded = np.array([len(batch) * int(rows.prepared.lengths[batch].max()) for batch in batches])
+    order = np.argsort(padded, kind="stable")
     was_training = model.training
     model.eval()
-    started = 0.0
-    for timed in (False, True):
-        if timed:
-            started = time.perf_counter()
-        with torch.set_grad_enabled(backward), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            outputs = model(batch)[1]
-        if backward:
-            outputs.float().square().mean().backward()
-            model.zero_grad(set_to_none=True)
-    model.train(was_training)
-    return (time.perf_counter() - started) / size
+    kept, seconds, answers, done = 0, 0.0, 0.0, 0.0
+    try:
+        # The longest comes first: it warms up, and shows the largest amount that waits for the backward pass.
+        kept = _run(model, rows, batches[order[-1]], bf16=bf16, backward=backward, weigh=True)[2]
+        for group in np.array_split(order, min(TIMED, len(order))):
+            batch = batches[group[len(group) // 2]]
+            forward, whole, _ = _run(model, rows, batch, bf16=bf16, backward=backward)
+            answers += forward * len(group)
+            seconds += whole * len(group)
+            done += len(batch) * len(group)
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.train(was_training)
+    return Costs(seconds / done, answers / done, kept)
+
+
+def _run(
+    model: nn.Module, rows: Encoded, index: np.ndarray, *, bf16: bool, backward: bool, weigh: bool = False
+) -> tuple[float, float, int]:
+    """Seconds of the forward pass and of both passes of one batch; with `weigh` the bytes kept in between."""
+    device = next(model.parameters()).device
+    batch = rows.batch(index.tolist()).to(device)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    sizes: dict[int, int] = {}
+
+    def seen(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    weighing = torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor) if weigh else nullcontext()
+    started = time.perf_counter()
+    with torch.set_grad_enabled(backward), torch.autocast(device.type, torch.bfloat16, enabled=bf16), weighing:
+        loss = model(batch)[1].float().square().mean()
+    _wait(device)
+    forward = time.perf_counter() - started
+    if backward and loss.requires_grad:
+        loss.backward()
+        _wait(device)
+    return forward, time.perf_counter() - started, sum(sizes.values())
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def resident() -> int | None:
+    """Bytes of memory that this process holds now; None where the system does not tell (Linux does)."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def epoch_seconds(costs: Costs, rows: int, validated: int, passes: float) -> float:
+    """Seconds of an epoch: `passes` times over the training rows, once over those that validate."""
+    return costs.step * rows * passes + costs.answer * validated
+
+
+def most_memory(stages: Sequence[StagePlan]) -> int:
+    """Bytes that the hungriest stage needs beside the weights: gradients, moments, a batch, a copy of the weights."""
+    each = (12 * stage.trainable + (stage.batch_bytes or 0) + 4 * stage.total for stage in stages if stage.steps)
+    return max(each, default=0)
 
 
 def describe_stage(
@@ -181,9 +263,10 @@ def describe_stage(
     trainable: int,
     total: int,
     bf16: bool,
-    row_seconds: float | None,
+    costs: Costs | None,
+    validated: int = 0,
 ) -> StagePlan:
-    """A stage's plan from what was chosen for it."""
+    """A stage's plan from what was chosen for it. validated: rows that are answered after each epoch."""
     exact = training.optimizer == "lbfgs"
     steps = 0 if exact else epochs * math.ceil(rows / (training.batch_rows * training.accumulate))
     passes = math.prod(method.passes() for method in methods.values())
@@ -191,7 +274,9 @@ def describe_stage(
         hook: tuple(label for label, method in methods.items() if overrides(method, hook))
         for hook in dict.fromkeys((*HOOKS, *EXCLUSIVE))
     }
-    seconds = None if row_seconds is None else row_seconds * rows * (1 if exact else epochs * passes)
+    seconds = None if costs is None else costs.answer * (rows + validated)
+    if costs is not None and not exact:
+        seconds = epochs * epoch_seconds(costs, rows, validated, passes)
     return StagePlan(
         name=name,
         methods=tuple(methods),
@@ -206,4 +291,5 @@ def describe_stage(
         seconds=seconds,
         # Weights of everything; gradients and two moments of what learns.
         memory_bytes=4 * total + 12 * trainable,
+        batch_bytes=costs.kept if costs is not None and not exact else None,
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -301,8 +302,10 @@ class Stages:
         bf16 = planning.choose_bf16(training.precision, self.device)
         if deadline is not None:
             left = max(1.0, deadline - time.monotonic())
-            row = planning.measure(self.model, rows, training, bf16=bf16, backward=True)
-            epochs = max(1, min(epochs, int(left / max(1e-9, row * len(rows)))))
+            costs = planning.measure(self.model, rows, training, bf16=bf16, backward=True)
+            passes = math.prod(method.passes() for method in methods.values())
+            epoch = planning.epoch_seconds(costs, len(rows), len(self.validation or ()), passes)
+            epochs = max(1, min(epochs, int(left / max(1e-9, epoch))))
             training = training.model_copy(update={"time_limit": left})
         known = dict(self.features) if self.untouched else {}
         if rows is not self.train_rows:
@@ -349,10 +352,11 @@ class Stages:
         scores = self.task.scores(torch.from_numpy(inference.outputs(self.model, rows)))
         return self.task.measure(scores.numpy(), rows.targets.numpy())[self.task.metric]
 
-    def describe(
-        self, stages: tuple[StageSpec, ...], row_seconds: Callable[[bool, TrainingSpec], float] | None
-    ) -> list[planning.StagePlan]:
-        """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed."""
+    def describe(self, stages: tuple[StageSpec, ...], *, timed: bool) -> list[planning.StagePlan]:
+        """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed.
+
+        timed: some batches are run to estimate time and memory, with gradients for what learns only.
+        """
         found = []
         for stage in stages:
             methods, hooks = self.check(stage)
@@ -362,7 +366,12 @@ class Stages:
             learning = {id(p): p for group in hooks.groups(trial) for p in group.parameters}
             learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr]
             bf16 = planning.choose_bf16(training.precision, self.device)
-            exact = training.optimizer == "lbfgs"
+            costs = None
+            if timed:
+                for parameter in trial.parameters():
+                    parameter.requires_grad_(id(parameter) in learning)
+                backward = training.optimizer != "lbfgs"
+                costs = planning.measure(trial, self.train_rows, training, bf16=bf16, backward=backward)
             found.append(
                 planning.describe_stage(
                     stage.name,
@@ -374,7 +383,8 @@ class Stages:
                     trainable=sum(p.numel() for p in learning.values()),
                     total=sum(p.numel() for p in trial.parameters()),
                     bf16=bf16,
-                    row_seconds=row_seconds(not exact, training) if row_seconds else None,
+                    costs=costs,
+                    validated=len(self.validation or ()),
                 )
             )
         return found

@@ -65,7 +65,7 @@ def render_report(record: Mapping[str, Any]) -> str:
         effects=_effects(record["transfer"]),
         corrected=False,
         curves=_curves(record["stages"], record["metric"]),
-        planned_memory=max(memories, default=0) or None,
+        planned_memory=record["plan"].get("estimated_memory_bytes") or max(memories, default=0) or None,
         spec=json.dumps(record["spec"], indent=2, ensure_ascii=False),
     )  # fmt: skip
 

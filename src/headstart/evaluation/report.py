@@ -57,7 +57,7 @@ _NEUTRAL: dict[str, Any] = {
     "rows": {"read": None, "trained": None, "validated": None, "tested": None, "unlabelled": 0, "dropped": {}},
     "parameters": {"trainable": None, "total": None},
     "cost": {"seconds": None, "peak_memory_bytes": None, "rows_trained": None, "rows_per_second": None},
-    "plan": {"estimated_seconds": None, "actual_seconds": None},
+    "plan": {"estimated_seconds": None, "actual_seconds": None, "estimated_memory_bytes": None},
     "stages": [],
     "transfer": [],
     "label_errors": [],
