@@ -30,7 +30,8 @@ from headstart.encoded import Encoded
 from headstart.errors import BundleError, ProofError, did_you_mean
 from headstart.hooks import Hooks
 from headstart.model import Model
-from headstart.protocols import Decoded, Method, Modality, Task
+from headstart.protocols import Method, Modality, Task
+from headstart.values import Decoded
 
 if TYPE_CHECKING:
     from headstart.evaluation import Report

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.members import Member
-from headstart.values import Batch, Features, Group, Progress, View
+from headstart.values import Batch, Decoded, Features, Group, Progress, View, Weighted
 
 if TYPE_CHECKING:
     from headstart.bundle import Bundle
@@ -127,29 +127,6 @@ class Modality(ABC):
     def probe(self, value: Any) -> str | bytes:
         """A raw value in the small form in which a bundle keeps it: text, or with a `probe_suffix` a file's bytes."""
         return str(value)
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """Answers for people. prediction: one per row. scores: column name -> (rows,), such as one probability a label."""
-
-    prediction: list[Any]
-    scores: Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """Metrics of rows that count zero, one or several times, which is what a bootstrap asks for.
-
-    compute: counts (B,rows) -> name -> (B,), for B resamples at once; nan where a resample leaves a metric undefined.
-    work: elements touched per resample, which bounds how many resamples are drawn.
-    shares: those of `names` that are plain shares of rows, for which an exact interval exists.
-    """
-
-    names: tuple[str, ...]
-    work: int
-    compute: Callable[[np.ndarray], Mapping[str, np.ndarray]]
-    shares: tuple[str, ...] = ()
 
 
 class Task(ABC):

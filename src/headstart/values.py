@@ -10,11 +10,12 @@ Shape legend, used in every docstring of the project:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor, nn
 
 
@@ -137,6 +138,29 @@ class View:
     outputs: Tensor
     losses: Tensor
     model: nn.Module
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Answers for people. prediction: one per row. scores: column name -> (rows,), such as one probability a label."""
+
+    prediction: list[Any]
+    scores: Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Metrics of rows that count zero, one or several times, which is what a bootstrap asks for.
+
+    compute: counts (B,rows) -> name -> (B,), for B resamples at once; nan where a resample leaves a metric undefined.
+    work: elements touched per resample, which bounds how many resamples are drawn.
+    shares: those of `names` that are plain shares of rows, for which an exact interval exists.
+    """
+
+    names: tuple[str, ...]
+    work: int
+    compute: Callable[[np.ndarray], Mapping[str, np.ndarray]]
+    shares: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from headstart.model import Model
-from headstart.protocols import Backbone, Context, Decoded, Method, Modality, Prepared, Task
-from headstart.values import Batch, Features, Progress
+from headstart.protocols import Backbone, Context, Method, Modality, Prepared, Task
+from headstart.values import Batch, Decoded, Features, Progress
 
 VOCABULARY, WIDTH, CLASSES = 40, 16, 3
 PAD, CLS, SEP, MASK, UNK = range(5)

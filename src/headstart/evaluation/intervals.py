@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from headstart.protocols import Task, Weighted
+    from headstart.protocols import Task
+    from headstart.values import Weighted
 
 RESAMPLES = 1000
 FEWEST = 100
@@ -205,7 +206,7 @@ def _groups(task: Task, scores: np.ndarray, targets: np.ndarray) -> Sequence[Wei
 
 
 def _measured_anew(task: Task, scores: np.ndarray, targets: np.ndarray) -> Weighted:
-    from headstart.protocols import Weighted
+    from headstart.values import Weighted
 
     rows = np.arange(len(targets))
 

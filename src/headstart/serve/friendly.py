@@ -9,11 +9,11 @@ import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from headstart.protocols import Decoded
 from headstart.serve import asking, schemas
 from headstart.serve.front import respond
 from headstart.serve.metrics import CONTENT_TYPE
 from headstart.serve.state import Server, entry
+from headstart.values import Decoded
 
 
 def table(decoded: Decoded, several: bool) -> list[dict[str, Any]]:

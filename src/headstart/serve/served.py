@@ -19,11 +19,11 @@ from headstart.bundle import Bundle
 from headstart.data import Columns
 from headstart.encoded import Encoded
 from headstart.errors import DataError
-from headstart.protocols import Decoded, Task
+from headstart.protocols import Task
 from headstart.serve.batcher import Batcher
 from headstart.serve.limits import Limits
 from headstart.serve.refusals import bad
-from headstart.values import Batch
+from headstart.values import Batch, Decoded
 
 Inputs = dict[str, Tensor]
 Found = tuple[np.ndarray, np.ndarray]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from headstart.protocols import Weighted
+from headstart.values import Weighted
 
 BINS = 15
 """Equal-width bins of confidence for the calibration error, as in Guo et al. 2017 (section 2)."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from headstart.errors import DataError
-from headstart.protocols import Decoded, Task, Weighted
+from headstart.protocols import Task
 from headstart.tasks import _metrics
 from headstart.tasks._options import (
     LossOptions,
@@ -24,6 +24,7 @@ from headstart.tasks._options import (
     refuse_unknown,
 )
 from headstart.tasks._ranking import Ranking, macro_areas
+from headstart.values import Decoded, Weighted
 
 METRICS = ("accuracy", "macro_f1", "micro_f1", "log_loss", "ece", "roc_auc", "average_precision")
 

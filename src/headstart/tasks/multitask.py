@@ -14,7 +14,8 @@ from torch import Tensor
 from headstart import tasks
 from headstart.errors import DataError, SpecError, did_you_mean
 from headstart.members import Member
-from headstart.protocols import Decoded, Task, Weighted
+from headstart.protocols import Task
+from headstart.values import Decoded, Weighted
 
 MEAN = "mean"
 """The metric that is compared unless another is asked for: the mean of the tasks' own."""

@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from headstart.errors import DataError, SpecError
-from headstart.protocols import Decoded, Task, Weighted
+from headstart.protocols import Task
 from headstart.tasks import _metrics
 from headstart.tasks._options import LossOptions, check_metric, read_options
 from headstart.tasks._ranking import Ranking, mean_defined, rank_correlation
+from headstart.values import Decoded, Weighted
 
 METRICS = ("rmse", "mae", "r2", "spearman")
 POINTS = 300
