@@ -1,9 +1,9 @@
 """What a row costs and what memory is needed as the data grow from 1,000 to 100,000 rows.
 
-The texts are those of Banking77 with one word more each, so that no two are alike. The network is a BERT of 2 blocks of
-64 numbers with random weights and the tokenizer of MiniLM: so small that what Headstart does around it shows, and that a
-pass over 100,000 rows ends soon. One process a line: it reads a csv file and fits it for one epoch (`finetune`), fits the
-head alone (`probe`), or answers a csv file with a finished bundle (`predict`, the command's own path).
+The texts are those of Banking77 with one word more each, so that no two are alike. The network is a BERT of 2 blocks
+of 64 numbers with random weights and the tokenizer of MiniLM: so small that what Headstart does around it shows, and
+that a pass over 100,000 rows ends soon. One process a line: it reads a csv file and fits it for one epoch (`finetune`),
+fits the head alone (`probe`), or answers a csv file with a finished bundle (`predict`).
 
     python benchmarks/speed/growth.py --repeats 3
     python benchmarks/speed/growth.py --table
