@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "running", "optimiser", "recipe", "probe", "evaluation"),
-    ("inference", "runtime", "hooks", "fitted", "label_errors", "heads", "kept"),
+    ("inference", "runtime", "hooks", "fitted", "label_errors", "heads", "kept", "scoring"),
     ("reaching", "planning", "settings"),
     ("prefix", "precision"),
     ("loop", "views"),

@@ -139,17 +139,20 @@ def _default_out(train: str | None, spec: Path | None, resume: bool) -> Path:
 def predict(
     bundle: Annotated[Path, typer.Argument(help="a bundle's folder")],
     rows: Annotated[str, typer.Argument(help="rows to answer, in any format that fit reads")],
-    out: Annotated[Path, typer.Option(help=".csv, .tsv, .jsonl or .parquet")],
+    out: Annotated[Path, typer.Option(help=".csv, .tsv, .jsonl or .parquet; for a folder of such files a folder")],
     task: OneTask = None,
     tta: Views = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a folder that was cut off")] = False,
+    engine: Annotated[str, typer.Option(help="for a folder: local, or ray for several files at a time")] = "local",
     as_json: Json = False,
 ) -> None:
-    """Answer every row of a file: its columns, `prediction` and one score column a label."""
+    """Answer every row of a file, or of each file of a folder: its columns, `prediction`, one score column a label."""
     from headstart import verbs
     from headstart.terminal import Terminal
 
-    count = verbs.predict(bundle, rows, out, task=task, tta=tta)
-    Terminal().say(f"done: {count} rows answered in '{out}'")
+    terminal = Terminal()
+    count = verbs.predict(bundle, rows, out, task=task, tta=tta, resume=resume, engine=engine, tell=terminal.say)
+    terminal.say(f"done: {count} rows answered in '{out}'")
     if as_json:
         _print_json({"rows": count, "out": str(out)})
 

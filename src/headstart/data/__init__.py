@@ -12,9 +12,10 @@ from headstart.data.parts import Data, Inputs, Part
 from headstart.data.read import Table, read
 from headstart.data.rows import load
 from headstart.data.several import apart, load_rows
-from headstart.data.write import check_output, write_table
+from headstart.data.write import FORMATS, check_output, write_table
 
 __all__ = [
+    "FORMATS",
     "Columns",
     "Data",
     "Inputs",
