@@ -17,7 +17,7 @@ ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values", "members"),
-    ("notation", "sections"),
+    ("notation", "sections", "stores"),
     ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "running", "optimiser", "recipe", "probe", "evaluation"),
@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evidence",),
     ("adapt",),
     ("comparison", "verbs", "sklearn", "explain", "compress"),
+    ("registry",),
     ("terminal",),
     ("serve",),
     ("cli",),
