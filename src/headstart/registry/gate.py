@@ -203,8 +203,8 @@ def _against(measured: Measured, gate: float) -> list[str]:
     if not measured.loss <= gate:
         reasons.append(
             f"{of}{measured.metric} {measured.challenger:.4f} against {measured.champion:.4f}, "
-            f"{100 * measured.loss:.2f} % worse on {measured.rows} rows of {measured.source}, and the gate is "
-            f"{100 * gate:.2f} %"
+            f"{_share(measured, measured.loss)} worse on {measured.rows} rows of {measured.source}, and the gate is "
+            f"{_share(measured, gate)}"
         )
     for column, values in measured.slices.items():
         judged = [each for each in values if each["judged"]]
@@ -221,6 +221,12 @@ def _against(measured: Measured, gate: float) -> list[str]:
                 f"against {old['champion']:.4f} ({old['value']})"
             )
     return reasons
+
+
+def _share(measured: Measured, loss: float) -> str:
+    """A loss as it is counted for this metric."""
+    points = measured.greater and 0 <= measured.champion <= 1
+    return f"{100 * loss:.2f} {'points' if points else '%'}"
 
 
 def _latency(champion: Bundle | None, challenger: Bundle, inputs: Sequence[Any]) -> tuple[float | None, float]:
