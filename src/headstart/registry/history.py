@@ -25,10 +25,10 @@ def write(versions: list[int]) -> str:
 def up_to(versions: list[int], champion: int | None) -> list[int]:
     """The list with the champion at its end: what stands after it was rolled back, or was never done.
 
-    A champion that is not in the list got its alias from somebody else, after everything that is in it.
+    Without a champion it is empty. One that is not in the list got its alias from somebody else, after all in it.
     """
     if champion is None:
-        return versions
+        return []
     if champion not in versions:
         return [*versions, champion]
     return versions[: len(versions) - versions[::-1].index(champion)]
