@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -11,23 +10,9 @@ from pathlib import Path
 import pytest
 
 import headstart as hs
-from sample_texts import TICKETS
+from ticket_rows import EXTRA, write_rows
 
 collect_ignore_glob = [] if find_spec("mlflow") and find_spec("sqlalchemy") else ["test_*.py"]
-
-EXTRA = ("please", "today", "help", "still", "the", "week", "two", "three", "one", "blue")
-
-
-def write_rows(path: Path, words: tuple[str, ...], rename: Callable[[str], str] = lambda label: label) -> Path:
-    """4 texts of each of 3 intents for every word, with a channel: chat for login, else email."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["text", "intent", "channel"])
-        for word in words:
-            for intent, texts in TICKETS.items():
-                for text in texts:
-                    writer.writerow([f"{text} {word}", rename(intent), "chat" if intent == "login" else "email"])
-    return path
 
 
 @pytest.fixture(scope="session")

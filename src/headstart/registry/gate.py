@@ -181,6 +181,11 @@ def _loss(greater_is_better: bool, champion: float, challenger: float) -> float:
     return worse if greater_is_better and 0 <= champion <= 1 else worse / max(abs(champion), 1e-12)
 
 
+def _within(loss: float, gate: float) -> bool:
+    """Whether a loss is at most the gate, but for what floats round; nan never is."""
+    return loss <= gate + 1e-9
+
+
 def _slices(old: Sequence[dict[str, Any]], new: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Both models on each value of a column. A few rows say nothing about a slice, so those are not judged."""
     return [
@@ -200,7 +205,7 @@ def _against(measured: Measured, gate: float) -> list[str]:
     greater = measured.greater
     of = f"{measured.task}: " if measured.task else ""
     reasons = []
-    if not measured.loss <= gate:
+    if not _within(measured.loss, gate):
         reasons.append(
             f"{of}{measured.metric} {measured.challenger:.4f} against {measured.champion:.4f}, "
             f"{_share(measured, measured.loss)} worse on {measured.rows} rows of {measured.source}, and the gate is "
@@ -215,7 +220,7 @@ def _against(measured: Measured, gate: float) -> list[str]:
         worst = min if greater else max
         old = worst(judged, key=lambda each: each["champion"])
         new = worst(judged, key=lambda each: each["challenger"])
-        if not _loss(greater, old["champion"], new["challenger"]) <= gate:
+        if not _within(_loss(greater, old["champion"], new["challenger"]), gate):
             reasons.append(
                 f"{of}{measured.metric} on the worst slice by {column} is {new['challenger']:.4f} ({new['value']}) "
                 f"against {old['champion']:.4f} ({old['value']})"
