@@ -25,9 +25,7 @@ def test_gates(text: str | float, value: float) -> None:
 
 @pytest.mark.parametrize("text", ["-1%", "100%", "1", "a", "", "nan"])
 def test_gates_that_are_none(text: str) -> None:
-    with pytest.raises(
-        SpecError, match="expected a gate from 0 to 1 or a percentage, such as "
-    ):
+    with pytest.raises(SpecError, match="expected a gate from 0 to 1 or a percentage, such as "):
         parse_gate(text)
 
 
