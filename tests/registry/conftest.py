@@ -1,8 +1,7 @@
-"""Small bundles of one model, good and bad, and an empty registry."""
+"""Small bundles of one model, good and bad."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,20 +57,3 @@ def again(made: Callable[..., Path], rows: dict[str, Path]) -> Path:
 def bad(made: Callable[..., Path], rows: dict[str, Path]) -> Path:
     """A bundle that takes refunds for logins and logins for refunds."""
     return made(rows["swapped"])
-
-
-@pytest.fixture(scope="session")
-def empty(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A registry without models: its database takes seconds to make."""
-    from headstart.registry.place import Registry
-
-    folder = tmp_path_factory.mktemp("empty") / "registry"
-    Registry(folder, create=True)
-    return folder
-
-
-@pytest.fixture
-def registry(empty: Path, tmp_path: Path) -> Path:
-    """An empty registry of the test's own, which shows that a registry can be moved."""
-    shutil.copytree(empty, tmp_path / "registry")
-    return tmp_path / "registry"
