@@ -257,6 +257,41 @@ def test_a_champion_that_changed_while_it_was_compared_with_is_not_replaced(
     assert Registry(two).champions() == {"tickets": 3}
 
 
+def test_a_newer_challenger_keeps_its_alias_while_the_older_one_is_promoted(
+    two: Path, again: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from headstart.registry import gate
+
+    real = gate.judge
+
+    def slow(*models: hs.Bundle, **asked: object) -> gate.Judgement:
+        hs.register(again, "tickets", alias="challenger", registry=two)
+        return real(*models, **asked)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(gate, "judge", slow)
+    hs.promote("tickets", registry=two, gate="99%")
+    assert aliases(two) == {1: (), 2: ("champion",), 3: ("challenger",)}
+
+
+def test_the_first_champion_has_a_budget_of_time_too(good: Path, registry: Path) -> None:
+    hs.register(good, "tickets", alias="challenger", registry=registry)
+    with pytest.raises(GateError, match="version 1 of 'tickets' does not become the first champion: one row takes"):
+        hs.promote("tickets", registry=registry, latency_ms=1e-6)
+    assert aliases(registry) == {1: ("challenger",)}
+    hs.promote("tickets", registry=registry, latency_ms=1e9)
+    assert json.loads(hs.models("tickets", registry=registry)[0].notes["gate"])["budget_ms"] == 1e9
+
+
+def test_a_champion_that_cannot_be_loaded_is_replaced_by_force_only(two: Path) -> None:
+    there = Registry(two)
+    (there.fetch(there.version("tickets", 1)) / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(BundleError, match="it was cut short or altered"):
+        hs.promote("tickets", registry=two)
+    said: list[str] = []
+    done = hs.promote("tickets", registry=two, force="the champion is broken", say=said.append)
+    assert done.judgement is None and said[0].startswith("not measured: ")
+
+
 def test_a_server_keeps_bundles_as_artefacts_and_each_machine_a_copy(
     good: Path, bad: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,13 @@ class Registry:
             model.name: int(model.aliases[records.CHAMPION]) for model in models if records.CHAMPION in model.aliases
         }
 
+    def holder(self, name: str, alias: str) -> int | None:
+        """The version that has an alias; None for none, or for no such model."""
+        with self._told("cannot be read"):
+            models = {model.name: model for model in _pages(self.client.search_registered_models)}
+        found = models[name].aliases.get(alias) if name in models else None
+        return None if found is None else int(found)
+
     def stack(self, name: str) -> str:
         """What `keep_stack` kept, else an empty text. Raises RegistryError for no such name."""
         with self._told("cannot be read"):

@@ -94,7 +94,7 @@ def _written(bundle: Bundle | str | Path) -> Iterator[Path]:
 
 
 def _without_champion(place: Registry, name: str) -> None:
-    serving = place.champions().get(name)
+    serving = place.holder(name, CHAMPION)
     if serving is not None:
         raise RegistryError(
             f"'{name}' has a champion, version {serving}, which only a promotion replaces: register this one with "
@@ -131,47 +131,51 @@ def promote(
     RegistryError for a version that is not there, serves already or cannot be compared.
     """
     allowed = gates.parse_gate(gate)
-    place = Registry(registry)
-    chosen = place.version(name, version)
-    serving = place.champions().get(name)
-    if serving == chosen.version:
-        raise RegistryError(f"version {serving} of '{name}' is the champion already")
     if force is not None and not force.strip():
         raise RegistryError("expected a reason with --force, such as 'the old labels were wrong', received none")
+    place = Registry(registry)
+    chosen, serving = place.version(name, version), place.holder(name, CHAMPION)
+    if serving == chosen.version:
+        raise RegistryError(f"version {serving} of '{name}' is the champion already")
     challenger = bundles.load(place.fetch(chosen))
     judgement = None
     try:
         champion = None if serving is None else bundles.load(place.fetch(place.version(name, serving)))
-        judgement = gates.judge(
-            champion, challenger, test=test, gate=allowed, slices=slices, latency_ms=latency_ms
-        )  # fmt: skip
+        judgement = gates.judge(champion, challenger, test=test, gate=allowed, slices=slices, latency_ms=latency_ms)
     except HeadstartError as error:
         if force is None:
             raise
         say(f"not measured: {error}")
+    for line in gates.lines(judgement) if judgement is not None else ():
+        say(line)
     figures = None if judgement is None else judgement.to_json()
-    if judgement is not None:
-        for line in gates.lines(judgement):
-            say(line)
-        if judgement.reasons and force is None:
-            raise GateError(
-                f"version {chosen.version} of '{name}' does not replace version {serving}: "
-                f"{'; '.join(judgement.reasons)}; nothing was changed (--force REASON promotes it all the same)",
-                {"promoted": False, "name": name, "version": chosen.version, "before": serving, "judgement": figures},
-            )
+    if judgement is not None and judgement.reasons and force is None:
+        what = f"does not replace version {serving}" if serving is not None else "does not become the first champion"
+        raise GateError(
+            f"version {chosen.version} of '{name}' {what}: {'; '.join(judgement.reasons)}; nothing was changed "
+            f"(--force REASON promotes it all the same)",
+            {"promoted": False, "name": name, "version": chosen.version, "before": serving, "judgement": figures},
+        )
+    _take_over(place, chosen, serving, force, figures)
+    return Change(name, chosen.version, serving, force, figures)
+
+
+def _take_over(
+    place: Registry, version: Version, serving: int | None, force: str | None, figures: dict[str, Any] | None
+) -> None:
+    """Make a version the champion in place of the one that it was measured against. Raises RegistryError."""
     with place.lock():
-        now = place.champions().get(name)
+        now = place.holder(version.name, CHAMPION)
         if now != serving:
             raise RegistryError(
-                f"the champion of '{name}' changed from version {serving} to {now} while version {chosen.version} was "
-                f"measured: promote again"
+                f"the champion of '{version.name}' changed from version {serving} to {now} while version "
+                f"{version.version} was measured: promote again"
             )
         if force is not None:
-            place.note(chosen, "forced", force)
-        _crown(place, chosen, serving)
-        if figures is not None and judgement is not None and judgement.measured:
-            place.note(chosen, "gate", json.dumps(figures))
-    return Change(name, chosen.version, serving, force, figures)
+            place.note(version, "forced", force)
+        _crown(place, version, serving)
+        if figures is not None and (figures["measured"] or figures["latency_ms"]):
+            place.note(version, "gate", json.dumps(figures))
 
 
 def _crown(place: Registry, version: Version, serving: int | None) -> None:
@@ -179,7 +183,7 @@ def _crown(place: Registry, version: Version, serving: int | None) -> None:
     served = history.up_to(history.read(place.stack(version.name)), serving)
     place.keep_stack(version.name, history.write([*served, version.version]))
     place.point(version.name, CHAMPION, version.version)
-    if CHALLENGER in version.aliases:
+    if place.holder(version.name, CHALLENGER) == version.version:
         place.point(version.name, CHALLENGER, None)
     place.note(version, "promoted", _now())
 
@@ -193,7 +197,7 @@ def rollback(name: str, *, registry: str | Path = PLACE) -> Change:
     place = Registry(registry)
     with place.lock():
         there = {version.version: version for version in place.versions(name)}
-        serving = place.champions().get(name)
+        serving = place.holder(name, CHAMPION)
         if serving is None:
             raise RegistryError(f"'{name}' has no champion: 'headstart promote {name} VERSION' makes one")
         served = history.read(place.stack(name))
