@@ -18,8 +18,11 @@ def prepare() -> None:
     # An address where nobody answers is to be reported in seconds, not minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    # A new database tells of each of its several dozen migrations.
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uri"):
+    # Standard output is ours, and so is the terminal.
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # A new database tells of each of its several dozen migrations, a server of every version that it makes.
+    for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uri", "mlflow.store.model_registry.abstract_store"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

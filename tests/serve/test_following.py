@@ -204,6 +204,18 @@ def test_a_place_in_the_registry_never_leads_outside_of_it(two: Path, text_bundl
     follow(two, test)
 
 
+def test_a_request_names_models_and_nothing_else(two: Path, text_bundle: Path) -> None:
+    async def test(client: Client, followed: Following) -> None:
+        for name in (str(text_bundle), "..%2Ftickets", "models%2Ftickets", "tickets%2F2"):
+            response = await client.post(f"/v2/repository/models/{name}/load")
+            assert response.status_code == 404
+        body = {"parameters": {"place": str(text_bundle)}}
+        assert (await client.post("/v2/repository/models/tickets/load", json=body)).status_code == 400
+        assert client.server.models.names == ["tickets"] and followed.live == {"tickets": 1}
+
+    follow(two, test)
+
+
 def test_without_a_registry_it_does_not_start(tmp_path: Path) -> None:
     async def test(client: Client, followed: Following) -> None:
         raise AssertionError
