@@ -17,7 +17,7 @@ ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values", "members"),
-    ("notation", "sections"),
+    ("notation", "sections", "stores"),
     ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "running", "optimiser", "recipe", "probe", "evaluation"),
@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("adapt",),
     ("comparison", "verbs", "sklearn", "explain", "compress"),
     ("terminal",),
+    ("registry",),
     ("serve",),
     ("cli",),
     ("__main__",),
@@ -202,6 +203,8 @@ def test_listing_plug_ins_loads_nothing_heavy(kind: str) -> None:
         ["compare", "--help"],
         ["serve", "--help"],
         ["key", "--help"],
+        ["register", "--help"],
+        ["promote", "--help"],
         ["methods"],
         ["tasks", "--json"],
         ["backbones"],

@@ -23,6 +23,10 @@ _HOMES = {
     "evaluate": "headstart.verbs",
     "compare": "headstart.comparison",
     "export": "headstart.compress.export",
+    "register": "headstart.registry.verbs",
+    "models": "headstart.registry.verbs",
+    "promote": "headstart.registry.verbs",
+    "rollback": "headstart.registry.verbs",
     "Bundle": "headstart.bundle",
     "Report": "headstart.evaluation",
     "Spec": "headstart.spec",
@@ -43,6 +47,7 @@ if TYPE_CHECKING:
     from headstart.errors import BadInput, HeadstartError
     from headstart.evaluation import Report
     from headstart.protocols import Method
+    from headstart.registry.verbs import models, promote, register, rollback
     from headstart.spec import Spec
     from headstart.verbs import evaluate, plan, predict
 

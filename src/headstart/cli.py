@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from headstart.errors import HeadstartError, SpecError
+from headstart.registry import command as registry
 from headstart.serve import command
 
 app = typer.Typer(
@@ -324,6 +325,8 @@ def tasks(as_json: Json = False) -> None:
     _listing([entry.to_json() for entry in entries("tasks").values()], as_json)
 
 
+for verb in (registry.register, registry.models, registry.promote, registry.rollback):
+    app.command()(verb)
 app.command()(command.serve)
 app.command()(command.key)
 

@@ -6,7 +6,7 @@ the `_from_memory` cousins take lists, arrays and data frames. Tables stay on di
 
 from headstart.data.batches import by_budget, by_length, by_pairs, by_task
 from headstart.data.columns import Columns, infer
-from headstart.data.fresh import load_labelled, load_unlabelled
+from headstart.data.fresh import input_keys, load_labelled, load_unlabelled
 from headstart.data.memory import from_memory, labelled_from_memory, unlabelled_from_memory
 from headstart.data.parts import Data, Inputs, Part
 from headstart.data.read import Table, read
@@ -29,6 +29,7 @@ __all__ = [
     "check_output",
     "from_memory",
     "infer",
+    "input_keys",
     "labelled_from_memory",
     "load",
     "load_labelled",
