@@ -235,6 +235,25 @@ def test_several_tasks_are_measured_each_on_its_own_rows(
         judge(champion, challenger, test=rows["test"])
 
 
+def test_pictures_are_measured_and_told_apart_by_their_content(hub: Callable[[str], Path], tmp_path: Path) -> None:
+    from PIL import Image
+
+    draws = np.random.default_rng(0)
+    for part, count in (("train", 8), ("test", 4)):
+        for name, low in (("dark", 0), ("light", 150)):
+            folder = tmp_path / part / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = draws.integers(low, low + 90, (32, 40, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    shutil.copy(tmp_path / "train" / "dark" / "0.png", tmp_path / "test" / "dark" / "again.png")
+    model = hs.fit(
+        tmp_path / "train", test=tmp_path / "test", backbone=f"file:{hub('vit')}", methods=["freeze:probe"]
+    )  # fmt: skip
+    (measured,) = judge(model, model).measured
+    assert (measured.rows, measured.left_out, measured.loss) == (8, 1, 0.0)
+
+
 def test_figures_are_plain_json(good: Path, bad: Path) -> None:
     found = judge(hs.load(good), hs.load(bad), slices=["channel"], latency_ms=1e9).to_json()
     assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -83,13 +83,9 @@ class Following:
         return failed != version or time.monotonic() >= again
 
     async def _follow(self, name: str, version: int) -> None:
-        before = self.models.folders.get(name)
         try:
-            self.models.folders[name] = await self._ask(self._folder, name, version)
-            served = await self.models.load(name)
+            served = await self.models.load(name, await self._ask(self._folder, name, version))
         except (HeadstartError, Refused) as error:
-            if before is not None:
-                self.models.folders[name] = before
             reason = self.models.reasons.get(name) if isinstance(error, Refused) else str(error)
             if self._failed.get(name, (None, 0.0))[0] != version:
                 kept = self.live.get(name)
