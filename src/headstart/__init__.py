@@ -23,6 +23,7 @@ _HOMES = {
     "evaluate": "headstart.verbs",
     "compare": "headstart.comparison",
     "export": "headstart.compress.export",
+    "lighten": "headstart.light",
     "Bundle": "headstart.bundle",
     "Report": "headstart.evaluation",
     "Spec": "headstart.spec",
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from headstart.compress.export import export
     from headstart.errors import BadInput, HeadstartError
     from headstart.evaluation import Report
+    from headstart.light import lighten
     from headstart.protocols import Method
     from headstart.spec import Spec
     from headstart.verbs import evaluate, plan, predict

@@ -1,7 +1,8 @@
 """The one artefact: a folder that holds everything a model needs, proves itself when it loads, and can be moved.
 
     bundle.json             format, spec, task, backbone, lineage, fingerprint, hashes of the files below
-    model.safetensors       weights, `backbone.*` and `head.*` (an exported bundle has `onnx/model.onnx` in their place)
+    model.safetensors       weights, `backbone.*` and `head.*` (an exported bundle has `onnx/model.onnx` in their place;
+                            a light one borrows the backbone's, see `light.lighten`)
     probe.safetensors       the answers (n,K) that the stored probe inputs must give
     probe/                  the probe inputs: texts.json, pictures as PNG, or sounds as WAV
     backbone/               the network's config and tokenizer
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from headstart import backbones, catalog, inference, runtime, tasks
+from headstart import backbones, borrowed, catalog, inference, runtime, tasks
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, ProofError, did_you_mean
 from headstart.hooks import Hooks
@@ -208,6 +209,7 @@ class Bundle:
             weights = {
                 name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
                 for name, value in self.model.state_dict().items()
+                if not self.record.get("borrows") or borrowed.is_own(name)
             }
             save_file(weights, folder / "model.safetensors", {"format": "pt"})
         save_file({"outputs": torch.from_numpy(np.ascontiguousarray(self.probe_outputs))}, folder / "probe.safetensors")
@@ -297,7 +299,12 @@ def network(folder: Path, record: dict[str, Any], task: Task) -> tuple[Any, Mapp
     methods = {m["name"]: catalog.find("methods", m["name"])(**m["options"]) for m in record["surgery"]}
     modality: Modality = catalog.find("modalities", record["modality"])()
     model = Hooks(methods, task, modality, seed=0).adapt(Model(backbone, torch.nn.Linear(backbone.width, task.outputs)))
-    missing, extra = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    weights = load_file(folder / "model.safetensors")
+    if record.get("borrows"):
+        base = borrowed.base(record)
+        names = [name for name in model.state_dict() if not borrowed.is_own(name)]
+        weights.update({name: base[borrowed.plain(name)] for name in names})
+    missing, extra = model.load_state_dict(weights, strict=False)
     if missing or extra:
         raise BundleError(f"'{folder}' has weights that do not fit: missing {missing[:3]}, unexpected {extra[:3]}")
     return model, methods

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart import backbones
+from headstart import backbones, borrowed
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded
@@ -34,7 +34,9 @@ _FACTOR = re.compile(r"backbone\.(.+)\.lora_([AB])\.default\.weight")
 
 @dataclass(frozen=True)
 class Parts:
-    """What a file of weights holds, by name there. base: the backbone's tensors, by their name in it."""
+    """What a file of weights holds, by name there. base: the backbone's tensors, by their name in it; none where the
+    bundle is light.
+    """
 
     base: Mapping[str, str]
     factors: Mapping[str, Mapping[str, str]]
@@ -53,7 +55,7 @@ def parts(names: list[str]) -> Parts | None:
         elif name.startswith(HEAD):
             head.append(name)
         elif name.startswith(BACKBONE) and ".lora_" not in name:
-            base[name.removeprefix(BACKBONE).replace(".base_layer.", ".")] = name
+            base[borrowed.plain(name)] = name
         else:
             return None
     whole = all(set(pair) == {"A", "B"} for pair in factors.values())
@@ -130,7 +132,7 @@ class House:
             known = parts(list(file.keys()))
             if known is None:
                 return None
-            key = _key(record, known, file)
+            key = _key(folder, record, known, file)
             trunk, shared = self._trunk(key, lambda: _backbone(folder, record, known, file))
             try:
                 tenant = Tenant(trunk, _head(trunk.backbone, task, known, file), _factors(record, known, file))
@@ -154,12 +156,21 @@ class House:
         return trunk, shared
 
 
-def _key(record: Mapping[str, Any], known: Parts, file: Any) -> str:
-    """What two bundles on one backbone have in common."""
+def _key(folder: Path, record: Mapping[str, Any], known: Parts, file: Any) -> str:
+    """What two bundles on one backbone have in common.
+
+    A tokenizer's files differ by when they were written. Its own digest stands in `preprocessing`, so of its settings
+    only those are compared that are not part of it.
+    """
     described = {key: value for key, value in record["backbone"].items() if key not in ("ref", "source", "digest")}
     files = {name: each["sha256"] for name, each in record["files"].items() if name.startswith("backbone/")}
-    text = json.dumps([record["modality"], described, files], sort_keys=True)
-    return f"{hashlib.sha256(text.encode()).hexdigest()}{_content(known, file)}"
+    files = {name: each for name, each in files.items() if not name.startswith("backbone/tokenizer")}
+    settings = folder / "backbone" / "tokenizer_config.json"
+    said = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else {}
+    sides = [said.get("truncation_side", "right"), said.get("model_input_names")]
+    text = json.dumps([record["modality"], described, files, sides], sort_keys=True)
+    content = record["backbone"]["digest"] if record.get("borrows") else _content(known, file)
+    return f"{hashlib.sha256(text.encode()).hexdigest()}{content}"
 
 
 def _content(known: Parts, file: Any) -> str:
@@ -174,11 +185,15 @@ def _content(known: Parts, file: Any) -> str:
 
 def _backbone(folder: Path, record: dict[str, Any], known: Parts, file: Any) -> Backbone:
     backbone = backbones.rebuild(record["backbone"], folder / "backbone")
+    if record.get("borrows"):
+        weights = borrowed.base(record)
+    else:
+        weights = {name: file.get_tensor(stored) for name, stored in known.base.items()}
     own = backbone.state_dict()
-    missing, extra = sorted(own.keys() - known.base.keys()), sorted(known.base.keys() - own.keys())
+    missing, extra = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
     if missing or extra:
         raise BundleError(f"'{folder}' has weights that do not fit: missing {missing[:3]}, unexpected {extra[:3]}")
-    backbone.load_state_dict({name: file.get_tensor(stored) for name, stored in known.base.items()})
+    backbone.load_state_dict(weights)
     return backbone
 
 
