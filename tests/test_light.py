@@ -104,9 +104,7 @@ def test_a_backbone_that_is_gone_or_another_is_said(merged: Path, backbone: Path
         shutil.copytree(kept, backbone)
         torch.manual_seed(1)
         BertModel(BertConfig.from_pretrained(kept)).save_pretrained(backbone)
-        with pytest.raises(
-            BundleError, match="install the version it was made with, or use the bundle it was made from"
-        ):
+        with pytest.raises(BundleError, match="install the version it was made with, or use the bundle"):
             hs.load(tmp_path / "light")
     finally:
         shutil.rmtree(backbone, ignore_errors=True)

@@ -5,12 +5,12 @@
         --out benchmarks/serve/tenants.json
     python benchmarks/serve/tenants.py table benchmarks/serve/tenants.json
 
-`make` fits one bundle (MiniLM-L6, LoRA of rank 8 on all linear layers, a head) on a few rows and makes the others by moving
-its factors and head at random, from fixed seeds; each is written and proven by `Bundle.save`, light, so that a tenant
-takes its factors on disk. `measure` starts one server with the first tenant and one with all, each a process of its own.
-Memory is VmRSS and VmHWM of the process. Rows are asked over connections that stay open, one text a request, from the one
-tenant in one server and from a tenant drawn for each request in the other, with the same texts in the same order; the
-servers take turns. CPU seconds are those of the server's process.
+`make` fits one bundle (MiniLM-L6, LoRA of rank 8 on all linear layers, a head) on a few rows and makes the others by
+moving its factors and head at random, from fixed seeds; each is written and proven by `Bundle.save`, light, so that a
+tenant takes its factors on disk. `measure` starts one server with the first tenant and one with all, each a process of
+its own. Memory is VmRSS and VmHWM of the process. Rows are asked over connections that stay open, one text a request,
+from the one tenant in one server and from a tenant drawn for each request in the other, with the same texts in the same
+order; the servers take turns. CPU seconds are those of the server's process.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def make(folder: Path, rows: Path, count: int) -> None:
     import headstart as hs
     from headstart import bundle as bundles
 
-    texts, labels = zip(*read(rows, "text", "label")[:120], strict=True)
+    texts, labels = zip(*read(rows, "text", "intent")[:120], strict=True)
     first = hs.fit(list(texts), list(labels), methods=["lora:r=8,merge=false"], epochs=1)
     first.save(folder / "whole")
     hs.lighten(folder / "whole", folder / "tenant-000")
@@ -198,7 +198,7 @@ def main() -> None:
     for verb in ("make", "measure"):
         asked = verbs.add_parser(verb)
         asked.add_argument("folder", type=Path)
-        asked.add_argument("rows", type=Path, help="csv with the columns 'text' and 'label'")
+        asked.add_argument("rows", type=Path, help="csv with the columns 'text' and 'intent'")
         asked.add_argument("--count", type=int, default=100)
         asked.add_argument("--seconds", type=float, default=8.0, help="of load, for each server and round")
         asked.add_argument("--rounds", type=int, default=10)
