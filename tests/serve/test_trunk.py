@@ -23,56 +23,12 @@ from headstart.serve.models import Models
 from headstart.serve.trunk import Pair, Tenant, Trunk
 from headstart.values import Features
 from serving import Client, ask, encoded, picture
+from tenancy import KINDS, TEXTS, WORDS, stirred
 from tiny import TinyBackbone, make_rows
 
 pytest.importorskip("peft")
 
-TEXTS = [
-    f"{text} {word}" for text in ("where is my parcel", "refund please", "password lost") for word in ("now", "help")
-]
-WORDS = "where is my parcel refund please password lost today again still".split()  # noqa: SIM905
 TEXT = st.lists(st.sampled_from(WORDS), min_size=1, max_size=30).map(" ".join)
-
-KINDS: dict[str, dict[str, Any]] = {
-    "wide": {"method": "lora:r=6,merge=false", "labels": ["a", "a", "b", "b", "c", "c"]},
-    "narrow": {"method": "lora:r=2,alpha=10,rslora=true,targets=query,merge=false", "labels": ["x", "y"] * 3},
-    "tags": {
-        "method": hs.methods.LoRA(r=3, targets=["value", "intermediate.dense"], merge=False), "task": "multilabel",
-        "labels": [["late"], [], ["late", "far"], ["far"], [], ["late"]],
-    },
-    "number": {"method": "lora:r=1,merge=false", "task": "regression", "labels": [1.0, 2.0, 3.0, 4.0, 5.0, 6.5]},
-    "probe": {"method": "freeze:probe", "labels": ["yes", "no"] * 3},
-}  # fmt: skip
-
-
-def stirred(model: hs.Bundle, seed: int) -> hs.Bundle:
-    """The model with factors that do something, as after a long training, and its answers to the probe."""
-    draws = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, value in model.model.named_parameters():
-            if ".lora_" in name or name.startswith("head."):
-                value.copy_(torch.randn(value.shape, generator=draws) * 0.3)
-    model.probe_outputs = model.outputs(model.probe_inputs)
-    return model
-
-
-@pytest.fixture(scope="module")
-def tenants(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Bundles of several tasks and ranks on one backbone, by name."""
-    root = tmp_path_factory.mktemp("tenants")
-    found = {}
-    for seed, (name, kind) in enumerate(KINDS.items()):
-        model = hs.fit(
-            TEXTS * 3, kind["labels"] * 3, backbone=f"file:{tiny_bert}", methods=[kind["method"]], epochs=1,
-            task=kind.get("task"),
-        )  # fmt: skip
-        found[name] = stirred(model, seed).save(root / name)
-    return found
-
-
-@pytest.fixture(scope="module")
-def apart(tenants: dict[str, Path]) -> dict[str, hs.Bundle]:
-    return {name: hs.load(folder) for name, folder in tenants.items()}
 
 
 def trunks(models: Models) -> set[Trunk]:

@@ -26,6 +26,7 @@ from headstart.bundle import Bundle
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, ProofError
 from headstart.protocols import Backbone, Method, Task
+from headstart.serve.sharing import give_back
 from headstart.serve.trunk import Pair, Tenant, Trunk
 
 HEAD, BACKBONE = "head.", "backbone."
@@ -111,6 +112,7 @@ class House:
                 self.release(joined[0][0].trunk)
         if not whole:
             joined, bundle = [], bundles.load(folder, report=False)
+        give_back()
         bundle.files = {}  # nothing reads them here, and the factors lie there once more
         return bundle, joined[0][1] if joined else self._made(bundle.model)
 

@@ -7,6 +7,7 @@ brings them back.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from headstart.serve.lane import Lane
 from headstart.serve.limits import Limits
 from headstart.serve.refusals import Refused
 from headstart.serve.served import Face, Served, told
-from headstart.serve.sharing import Pool, held
+from headstart.serve.sharing import Pool, give_back, held
 from headstart.serve.trunk import Tenant, Trunk
 
 
@@ -46,6 +47,7 @@ class Models:
         self._live: dict[str, Served] = {}  # the one that was asked for longest ago comes first
         self._resting: dict[str, Face] = {}
         self._waking: dict[str, asyncio.Task[None]] = {}
+        self._wanted: Counter[str] = Counter()  # requests that wait for a model to wake
         self._over = False
         self._users: dict[Served, int] = {}
         self._changing = asyncio.Lock()
@@ -94,8 +96,12 @@ class Models:
 
         One that rests is loaded first. Raises Refused as `get` does, and 503 where it cannot be loaded any more.
         """
-        while not isinstance(served := self.get(name, version), Served):
-            await self._wake(name)
+        self._wanted[name] += 1
+        try:
+            while not isinstance(served := self.get(name, version), Served):
+                await self._wake(name)
+        finally:
+            self._wanted -= Counter([name])
         self._live[name] = self._live.pop(name)
         self._users[served] = self._users.get(served, 0) + 1
         try:
@@ -112,8 +118,13 @@ class Models:
         task = self._waking.get(name)
         if task is None:
             task = self._waking[name] = asyncio.create_task(self._return(name))
-            task.add_done_callback(lambda done: (self._waking.pop(name, None), done.cancelled() or done.exception()))
+            task.add_done_callback(lambda done: self._woken(name, done))
         await asyncio.shield(task)
+
+    def _woken(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._waking[name]
+        if not task.cancelled():
+            task.exception()  # told to those who wait; nobody may be left
 
     async def _return(self, name: str) -> None:
         async with self._changing:
@@ -128,6 +139,7 @@ class Models:
                 await self._retire(served)
                 return
             self._say("loaded", model=name, version=served.version, shared_bytes=served.shared)
+            served.created = self._resting[name].created
             self._replace(name, served)
 
     def _rest(self, fresh: Served | None = None) -> None:
@@ -135,12 +147,15 @@ class Models:
         if self.memory is None:
             return
         while self._over_budget():
-            idle = [each for each in self._live.values() if each is not fresh and not self._users.get(each)]
-            if not idle:
+            idle = next((each for each in self._live.values() if each is not fresh and self._idle(each)), None)
+            if idle is None:
                 return
-            self._say("resting", model=idle[0].name)
-            self._replace(idle[0].name, None)
-            self._resting[idle[0].name] = idle[0].resting()
+            self._say("resting", model=idle.name)
+            self._replace(idle.name, None)
+            self._resting[idle.name] = idle.resting()
+
+    def _idle(self, served: Served) -> bool:
+        return not self._users.get(served) and not self._wanted[served.name]
 
     def _over_budget(self) -> bool:
         self._over = self.memory is not None and self.bytes > self.memory
@@ -219,6 +234,7 @@ class Models:
         tenant = served.bundle.model
         if isinstance(tenant, Tenant) and self._house.release(tenant.trunk):
             await self._lanes.pop(tenant.trunk).close()
+        asyncio.get_running_loop().call_soon(self._loader.submit, give_back)  # once nothing here holds the weights
 
     async def unload(self, name: str) -> None:
         """Take a model away; the requests that it has are answered. Raises Refused when it is not loaded."""
@@ -228,9 +244,11 @@ class Models:
 
     async def close(self) -> None:
         """Answer what waits everywhere, then let go of everything."""
+        await asyncio.gather(*self._waking.values(), return_exceptions=True)
         for name in self.names:
             self._replace(name, None)
         await asyncio.gather(*self._retiring)
+        await asyncio.sleep(0)
         self._network.shutdown(wait=True)
         self._loader.shutdown(wait=False)
 

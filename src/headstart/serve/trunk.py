@@ -48,18 +48,13 @@ class Tenant(nn.Module):
         self.head = head
         # Neither is a module, so that only the head's weights are found as this model's own.
         self.trunk, self.factors = trunk, dict(factors)
+        self.nbytes = sum(p.nbytes for p in self.factors.values()) + sum(p.nbytes for p in self.head.parameters())
+        """Bytes of what is its own: the factors and the head."""
 
     @property
     def backbone(self) -> Backbone:
         """The shared one."""
         return self.trunk.backbone
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of what is its own: the factors and the head."""
-        return sum(pair.nbytes for pair in self.factors.values()) + sum(
-            value.nbytes for value in self.head.parameters()
-        )
 
     def forward(self, batch: Batch) -> tuple[Features, Tensor]:
         """Features and outputs (N,K) of rows that are all its own."""
