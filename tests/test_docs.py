@@ -62,7 +62,7 @@ def test_every_verb_is_shown() -> None:
     assert {"fit", "predict", "evaluate", "compare", "backbones", "methods", "tasks", "serve", "key"} <= verbs
 
 
-@pytest.mark.parametrize("verb", ["fit", "predict", "evaluate", "compare", "serve"])
+@pytest.mark.parametrize("verb", ["fit", "predict", "evaluate", "compare", "lighten", "serve"])
 def test_each_option_stands_on_its_verbs_page(verb: str) -> None:
     text = (REPO / "docs" / f"{verb}.md").read_text(encoding="utf-8")
     if verb == "compare":  # shares its options with fit and says so
