@@ -5,7 +5,7 @@
 Half of the requests are made by schemathesis from the server's own `/openapi.json`, fitting it and not; `unload` is
 left out, since a model that is not there is rightly answered with 503. The other half are valid requests of the tensor
 protocol, in JSON and in binary, of plain JSON and of embeddings, of which bytes, lengths, headers and values are
-changed, at random from a seed, and sent as raw bytes over several connections at once. Needs `pip install schemathesis`.
+changed, at random from a seed, and sent as raw bytes over several connections. Needs `pip install schemathesis`.
 """
 
 from __future__ import annotations

@@ -74,14 +74,15 @@ class _Route:
     def update(self, name: str, layer: Any, x: Tensor, out: Tensor) -> Tensor:
         """A layer's output (M,...,out) with the updates of the rows that its input (M,...,in) belongs to.
 
-        M is the rows of the batch, or a multiple where the network cut each row into parts.
+        M is the rows of the batch, or a multiple where the network cut each row into parts. The output is the layer's
+        fresh one, so it is added to in place.
         """
         found = [tenant.factors.get(name) for tenant in self.tenants]
         known = next((pair for pair in found if pair is not None), None)
         if known is None:
             return out
         if len(found) == 1:
-            return out + _alone(layer, x, known)
+            return _alone(layer, x, out, known)
         downs, ups = _padded(found, known)
         parts = len(x) // self.rows
         if parts * self.rows != len(x):
@@ -90,16 +91,17 @@ class _Route:
         up = torch.stack([ups[place] for place in self.places])
         if isinstance(layer, nn.Linear):
             inner = torch.bmm(x.reshape(self.rows, -1, x.shape[-1]), down.transpose(1, 2))
-            return torch.baddbmm(out.reshape(self.rows, -1, out.shape[-1]), inner, up.transpose(1, 2)).view(out.shape)
-        return out + _convolved(layer, x, down, up, parts)
+            return out.reshape(self.rows, -1, out.shape[-1]).baddbmm_(inner, up.transpose(1, 2)).view(out.shape)
+        return out.add_(_convolved(layer, x, down, up, parts))
 
 
-def _alone(layer: Any, x: Tensor, pair: Pair) -> Tensor:
-    """The update of rows that share their factors."""
+def _alone(layer: Any, x: Tensor, out: Tensor, pair: Pair) -> Tensor:
+    """The output with the update of rows that share their factors."""
     if isinstance(layer, nn.Linear):
-        return functional.linear(functional.linear(x, pair.down), pair.up)
+        inner = x.reshape(-1, x.shape[-1]) @ pair.down.t()
+        return out.reshape(-1, out.shape[-1]).addmm_(inner, pair.up.t()).view(out.shape)
     inner = functional.conv2d(x, pair.down, None, layer.stride, layer.padding, layer.dilation)
-    return functional.conv2d(inner, pair.up[:, :, None, None])
+    return out.add_(functional.conv2d(inner, pair.up[:, :, None, None]))
 
 
 def _padded(found: Sequence[Pair | None], known: Pair) -> tuple[list[Tensor], list[Tensor]]:
