@@ -10,8 +10,8 @@ with factors of their own.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,13 +130,19 @@ def _convolved(layer: Any, x: Tensor, down: Tensor, up: Tensor, parts: int) -> T
     return torch.bmm(up, inner.reshape(count, rank, -1)).view(count, -1, *size)
 
 
+class _Routes(threading.local):
+    """The route of the batch that a thread runs now."""
+
+    now: _Route | None = None
+
+
 class Trunk:
     """A backbone that several models share. Its weights stay as they are."""
 
     def __init__(self, backbone: Backbone) -> None:
         self.backbone = backbone.eval().requires_grad_(False)
         # Of the thread that runs a batch: a proof may run beside it in another.
-        self._route: ContextVar[_Route | None] = ContextVar("route", default=None)
+        self._routes = _Routes()
         self._hooks: dict[str, Any] = {}
 
     @property
@@ -149,7 +155,7 @@ class Trunk:
         fresh = [name for name in names if name not in self._hooks]
         for name in fresh:
             layer = self.backbone.get_submodule(name)
-            self._hooks[name] = layer.register_forward_hook(_hook(name, self._route))
+            self._hooks[name] = layer.register_forward_hook(_hook(name, self._routes))
         return fresh
 
     def unhook(self, names: Iterable[str]) -> None:
@@ -160,11 +166,11 @@ class Trunk:
     def answer(self, batch: Batch, tenants: Sequence[Tenant]) -> tuple[Features, list[Tensor]]:
         """Features of a batch and each row's outputs (K,), by the model that stands at its place in `tenants`."""
         route = _Route(tenants)
-        token = self._route.set(route)
+        self._routes.now = route
         try:
             features = self.backbone(batch)
         finally:
-            self._route.reset(token)
+            self._routes.now = None
         pooled = features.pooled.float()
         outputs: list[Any] = [None] * len(tenants)
         for number, tenant in enumerate(route.tenants):
@@ -190,10 +196,10 @@ class Trunk:
                 raise ProofError("rows with factors of their own answer otherwise in company: this network mixes rows")
 
 
-def _hook(name: str, route: ContextVar[_Route | None]) -> Any:
-    # Knows the route and not the trunk, so that a backbone that nobody uses is freed at once.
+def _hook(name: str, routes: _Routes) -> Any:
+    # Knows the routes and not the trunk, so that a backbone that nobody uses is freed at once.
     def after(layer: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        found = route.get()
+        found = routes.now
         return out if found is None else found.update(name, layer, args[0], out)
 
     return after
