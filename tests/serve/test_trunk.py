@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
+import json
+import shutil
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -14,10 +17,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import headstart as hs
-from headstart.serve.joining import House, fits, parts
+from headstart.serve.joining import House, fits, parts, scale
 from headstart.serve.limits import Limits
 from headstart.serve.models import Models
 from headstart.serve.trunk import Pair, Tenant, Trunk
@@ -194,6 +198,8 @@ def test_the_names_in_a_file_tell_what_a_bundle_is() -> None:
         assert parts(strange) is None
     assert fits({"surgery": []}) and fits({"surgery": [{"name": "lora", "options": {"dora": False}}]})
     assert not fits({"surgery": [{"name": "lora", "options": {"dora": True}}]})
+    assert not fits({"surgery": [{"name": "lora", "options": {"init": "runs/a/adapter"}}]})
+    assert scale({}) == 2 and scale({"r": 4, "alpha": 6, "rslora": True}) == 3
     assert not fits({"surgery": [{"name": "prompt", "options": {}}]}) and not fits({"surgery": [], "runtime": {}})
 
 
@@ -265,3 +271,27 @@ def test_parts_of_a_row_get_its_factors() -> None:
         mixed = trunk.answer(batch, tenants * 2)[1]
         for row, tenant in enumerate(tenants * 2):
             assert torch.allclose(mixed[row], tenant(batch)[1][row], atol=1e-5)
+
+
+def test_a_bundle_that_does_not_load_leaves_nothing_behind(tenants: dict[str, Path], tmp_path: Path) -> None:
+    house = House()
+    probe, _ = house.read(tenants["probe"])
+    trunk: Any = probe.model
+    for broken in ("factors", "answers"):
+        folder = Path(shutil.copytree(tenants["wide"], tmp_path / broken))
+        weights = load_file(folder / "model.safetensors")
+        if broken == "factors":
+            found = next(name for name in weights if "layer.0" in name and "lora_A" in name)
+            for part in ("A", "B"):
+                name = found.replace("lora_A", f"lora_{part}")
+                weights[name.replace("layer.0", "layer.7")] = weights.pop(name)
+        else:
+            weights["head.bias"] += 1.0
+        save_file(weights, folder / "model.safetensors", {"format": "pt"})
+        record = json.loads((folder / "bundle.json").read_text())
+        content = (folder / "model.safetensors").read_bytes()
+        record["files"]["model.safetensors"] = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content)}
+        (folder / "bundle.json").write_text(json.dumps(record))
+        with pytest.raises((hs.errors.ProofError, AttributeError)):
+            house.read(folder)
+        assert list(house._members.values()) == [1] and not trunk.trunk._hooks

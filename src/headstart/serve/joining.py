@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart import backbones, borrowed
+from headstart import backbones, borrowed, catalog
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded
@@ -65,8 +65,9 @@ def parts(names: list[str]) -> Parts | None:
 
 def scale(options: Mapping[str, Any]) -> float:
     """s of h = W x + s B A x, from the options of `lora`."""
-    alpha = 2 * options["r"] if options["alpha"] is None else options["alpha"]
-    return float(alpha / (math.sqrt(options["r"]) if options["rslora"] else options["r"]))
+    method = catalog.find("methods", "lora")(**options)  # what is not said has its default
+    alpha = 2 * method.r if method.alpha is None else method.alpha
+    return float(alpha / (math.sqrt(method.r) if method.rslora else method.r))
 
 
 def fits(record: Mapping[str, Any]) -> bool:
@@ -75,8 +76,9 @@ def fits(record: Mapping[str, Any]) -> bool:
     DoRA does not: its lengths rescale the whole product of a layer, not a part that can be added row by row.
     """
     surgery = record.get("surgery") or []
-    plain = all(method["name"] == "lora" and not method["options"].get("dora") for method in surgery)
-    return "runtime" not in record and plain and len(surgery) <= 1
+    options = [method["options"] for method in surgery if method["name"] == "lora"]
+    plain = all(not each.get("dora") and each.get("init") is None for each in options)
+    return "runtime" not in record and plain and len(surgery) == len(options) <= 1
 
 
 class House:
@@ -99,7 +101,7 @@ class House:
             made = self._tenant(folder, record, task) if fits(record) else None
             if made is None:
                 return bundles.network(folder, record, task)
-            joined.append((*made, made[0].trunk.hook(made[0].factors)))
+            joined.append(made)
             return made[0], {}
 
         whole = False
@@ -126,8 +128,11 @@ class House:
             del self._trunks[key], self._members[key]
             return True
 
-    def _tenant(self, folder: Path, record: dict[str, Any], task: Task) -> tuple[Tenant, int] | None:
-        """The model on a shared backbone and the bytes that this saved; None where its file says that it has more."""
+    def _tenant(self, folder: Path, record: dict[str, Any], task: Task) -> tuple[Tenant, int, list[str]] | None:
+        """The model on a shared backbone, the bytes that this saved, and the layers that are shared for the first time.
+
+        None where its file holds more than that.
+        """
         from safetensors import safe_open
 
         with safe_open(folder / "model.safetensors", "pt") as file:
@@ -138,10 +143,11 @@ class House:
             trunk, shared = self._trunk(key, lambda: _backbone(folder, record, known, file))
             try:
                 tenant = Tenant(trunk, _head(trunk.backbone, task, known, file), _factors(record, known, file))
+                fresh = trunk.hook(tenant.factors)
             except BaseException:
                 self.release(trunk)
                 raise
-        return tenant.eval().requires_grad_(False), shared
+        return tenant.eval().requires_grad_(False), shared, fresh
 
     def _trunk(self, key: str, make: Callable[[], Backbone]) -> tuple[Trunk, int]:
         """A hold on the backbone of this key, and the bytes of its weights that were there already."""

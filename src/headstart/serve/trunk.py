@@ -151,12 +151,14 @@ class Trunk:
         return sum(value.nbytes for value in self.backbone.state_dict().values())
 
     def hook(self, names: Iterable[str]) -> list[str]:
-        """Make these layers ask for the factors of each row. Returns those that did not before."""
-        fresh = [name for name in names if name not in self._hooks]
-        for name in fresh:
-            layer = self.backbone.get_submodule(name)
+        """Make these layers ask for the factors of each row. Returns those that did not before.
+
+        Raises AttributeError, and changes nothing, for a layer that is not there.
+        """
+        fresh = {name: self.backbone.get_submodule(name) for name in names if name not in self._hooks}
+        for name, layer in fresh.items():
             self._hooks[name] = layer.register_forward_hook(_hook(name, self._routes))
-        return fresh
+        return list(fresh)
 
     def unhook(self, names: Iterable[str]) -> None:
         """Let these layers be as they were."""
