@@ -58,13 +58,16 @@ async def serving(
     keys: Path | None = None,
     *,
     content: bool = False,
+    memory: int | None = None,
     base_url: str = "http://127.0.0.1:8000",
 ) -> AsyncIterator[Client]:
     """A started server with these bundles, stopped at the end."""
     lines: list[str] = []
     limits, metrics = limits or Limits(), Metrics()
-    models = Models(folders, limits, lambda name, rows: metrics.batch.labels(name).observe(rows))
     log = Log(content=content, write=lines.append)
+    models = Models(
+        folders, limits, lambda name, rows: metrics.batch.labels(name).observe(rows), memory=memory, say=log.say
+    )
     server = Server(models, limits, metrics, log, None if keys is None else Ring(keys), LOOPBACK)
     front = make_app(server)
     starlette: Any = front.app

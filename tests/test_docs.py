@@ -66,7 +66,7 @@ def test_every_verb_is_shown() -> None:
     assert set(REGISTRY) <= verbs
 
 
-@pytest.mark.parametrize("verb", ["fit", "predict", "evaluate", "compare", "serve", *REGISTRY])
+@pytest.mark.parametrize("verb", ["fit", "predict", "evaluate", "compare", "lighten", "serve", *REGISTRY])
 def test_each_option_stands_on_its_verbs_page(verb: str) -> None:
     page = "registry" if verb in REGISTRY else verb
     text = (REPO / "docs" / f"{page}.md").read_text(encoding="utf-8")

@@ -23,6 +23,7 @@ _HOMES = {
     "evaluate": "headstart.verbs",
     "compare": "headstart.comparison",
     "export": "headstart.compress.export",
+    "lighten": "headstart.light",
     "register": "headstart.registry.verbs",
     "models": "headstart.registry.verbs",
     "promote": "headstart.registry.verbs",
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from headstart.compress.export import export
     from headstart.errors import BadInput, HeadstartError
     from headstart.evaluation import Report
+    from headstart.light import lighten
     from headstart.protocols import Method
     from headstart.registry.verbs import models, promote, register, rollback
     from headstart.spec import Spec

@@ -1,7 +1,8 @@
 """The one artefact: a folder that holds everything a model needs, proves itself when it loads, and can be moved.
 
     bundle.json             format, spec, task, backbone, lineage, fingerprint, hashes of the files below
-    model.safetensors       weights, `backbone.*` and `head.*` (an exported bundle has `onnx/model.onnx` in their place)
+    model.safetensors       weights, `backbone.*` and `head.*` (an exported bundle has `onnx/model.onnx` in their place;
+                            a light one borrows the backbone's, see `light.lighten`)
     probe.safetensors       the answers (n,K) that the stored probe inputs must give
     probe/                  the probe inputs: texts.json, pictures as PNG, or sounds as WAV
     backbone/               the network's config and tokenizer
@@ -17,7 +18,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from headstart import inference, runtime
+from headstart import backbones, borrowed, catalog, inference, runtime, tasks
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, ProofError, did_you_mean
 from headstart.hooks import Hooks
@@ -41,6 +42,10 @@ TOLERANCE = 1e-3
 """Largest difference of a probe's outputs, relative to their largest value: above float noise between machines."""
 
 PROBE_ROWS = 8
+
+Build = Callable[[Path, dict[str, Any], Task], tuple[Any, Mapping[str, Method]]]
+"""Makes a bundle's model from its folder, its record and its task."""
+
 EVIDENCE = ("report.json", "report.html", "README.md")
 
 
@@ -204,6 +209,7 @@ class Bundle:
             weights = {
                 name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
                 for name, value in self.model.state_dict().items()
+                if not self.record.get("borrows") or borrowed.is_own(name)
             }
             save_file(weights, folder / "model.safetensors", {"format": "pt"})
         save_file({"outputs": torch.from_numpy(np.ascontiguousarray(self.probe_outputs))}, folder / "probe.safetensors")
@@ -232,8 +238,8 @@ def make_probe(inputs: Sequence[Any], modality: Modality) -> list[Any]:
     return [modality.probe(value) for value in chosen]
 
 
-def load(folder: str | Path, *, report: bool = True) -> Bundle:
-    """Read, check and prove a bundle.
+def load(folder: str | Path, *, report: bool = True, build: Build | None = None) -> Bundle:
+    """Read, check and prove a bundle. build: makes the model otherwise than `network` does.
 
     Raises BundleError for a folder that is not a bundle or whose files were cut short or altered, ProofError when the
     model does not answer as it did.
@@ -252,7 +258,7 @@ def load(folder: str | Path, *, report: bool = True) -> Bundle:
         if _hash(path)["sha256"] != expected["sha256"]:
             raise BundleError(f"'{name}' in '{folder}' was altered after the bundle was saved (its sha256 differs)")
     try:
-        bundle = _assemble(folder, record)
+        bundle = _assemble(folder, record, build or network)
     except (KeyError, TypeError, ValueError) as error:
         raise BundleError(f"'{folder / 'bundle.json'}' was altered: {error!r}") from None
     bundle.prove()
@@ -283,25 +289,33 @@ def read_record(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _assemble(folder: Path, record: dict[str, Any]) -> Bundle:
+def network(folder: Path, record: dict[str, Any], task: Task) -> tuple[Any, Mapping[str, Method]]:
+    """The model of a bundle with its weights, and the methods whose surgery it keeps. Raises BundleError."""
     from safetensors.torch import load_file
 
-    from headstart import backbones, catalog, tasks
+    backbone = backbones.rebuild(record["backbone"], folder / "backbone")
+    if "runtime" in record:
+        return runtime.GraphModel(backbone, (folder / record["runtime"]["file"]).read_bytes()), {}
+    methods = {m["name"]: catalog.find("methods", m["name"])(**m["options"]) for m in record["surgery"]}
+    modality: Modality = catalog.find("modalities", record["modality"])()
+    model = Hooks(methods, task, modality, seed=0).adapt(Model(backbone, torch.nn.Linear(backbone.width, task.outputs)))
+    weights = load_file(folder / "model.safetensors")
+    if record.get("borrows"):
+        base = borrowed.base(record)
+        names = [name for name in model.state_dict() if not borrowed.is_own(name)]
+        weights.update({name: base[borrowed.plain(name)] for name in names})
+    missing, extra = model.load_state_dict(weights, strict=False)
+    if missing or extra:
+        raise BundleError(f"'{folder}' has weights that do not fit: missing {missing[:3]}, unexpected {extra[:3]}")
+    return model, methods
+
+
+def _assemble(folder: Path, record: dict[str, Any], build: Build) -> Bundle:
+    from safetensors.torch import load_file
 
     task = tasks.from_json(record["task"])
     modality: Modality = catalog.find("modalities", record["modality"])()
-    backbone = backbones.rebuild(record["backbone"], folder / "backbone")
-    methods: dict[str, Method] = {}
-    model: Any
-    if "runtime" in record:
-        model = runtime.GraphModel(backbone, (folder / record["runtime"]["file"]).read_bytes())
-    else:
-        methods = {m["name"]: catalog.find("methods", m["name"])(**m["options"]) for m in record["surgery"]}
-        model = Model(backbone, torch.nn.Linear(backbone.width, task.outputs))
-        model = Hooks(methods, task, modality, seed=0).adapt(model)
-        missing, extra = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-        if missing or extra:
-            raise BundleError(f"'{folder}' has weights that do not fit: missing {missing[:3]}, unexpected {extra[:3]}")
+    model, methods = build(folder, record, task)
     model.eval()
     expected = load_file(folder / "probe.safetensors")["outputs"].numpy()
     files = {

@@ -224,6 +224,25 @@ def export(
 
 
 @app.command()
+def lighten(
+    bundle: Annotated[Path, typer.Argument(help="a folder that 'fit' wrote")],
+    out: Annotated[Path, typer.Option(help="the new bundle's folder")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace what --out holds")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write a bundle without its backbone's weights, which are loaded from where they came."""
+    from headstart.light import lighten as run_lighten
+
+    made = run_lighten(bundle, out, overwrite=overwrite)
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (bundle, out)]
+    print(f"{sizes[0] / 1e6:.1f} MB of weights before, {sizes[1] / 1e6:.1f} after; the rest is that of "
+          f"'{made.record['backbone']['ref']}'")  # fmt: skip
+    print(f"done: the bundle is in '{out}'")
+    if as_json:
+        _print_json({"folder": out, "bytes": sizes, "backbone": made.record["backbone"]["ref"]})
+
+
+@app.command()
 def compare(
     train: Train = None,
     validation: Validation = None,

@@ -78,3 +78,26 @@ def audio_bundle(hub: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
         (folder / f"{seed}.wav").write_bytes(sound(seed, 0.25 + 0.02 * seed))
     model = hs.fit(root, backbone=f"file:{hub('wav2vec2')}", methods=["freeze:probe"])
     return model.save(tmp_path_factory.mktemp("served") / "tones")
+
+
+@pytest.fixture(scope="session")
+def tenants(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Bundles of several tasks and ranks on one backbone, by name."""
+    pytest.importorskip("peft")
+    from tenancy import KINDS, stirred
+    from tenancy import TEXTS as asked
+
+    root = tmp_path_factory.mktemp("tenants")
+    found = {}
+    for seed, (name, kind) in enumerate(KINDS.items()):
+        model = hs.fit(
+            asked * 3, kind["labels"] * 3, backbone=f"file:{tiny_bert}", methods=[kind["method"]], epochs=1,
+            task=kind.get("task"),
+        )  # fmt: skip
+        found[name] = stirred(model, seed).save(root / name)
+    return found
+
+
+@pytest.fixture(scope="session")
+def apart(tenants: dict[str, Path]) -> dict[str, hs.Bundle]:
+    return {name: hs.load(folder) for name, folder in tenants.items()}

@@ -235,3 +235,34 @@ def test_a_network_that_loses_a_row_is_an_error_and_not_a_hang() -> None:
             await batcher.close()
 
     asyncio.run(main())
+
+
+def test_an_owner_that_floods_does_not_keep_the_others_waiting() -> None:
+    async def test(batcher: Batcher[int, int], network: Network) -> None:
+        network.gate.clear()
+        flood = asyncio.create_task(batcher.submit(list(range(100)), [1] * 100, "many"))
+        await asyncio.sleep(0.01)  # the first batches of the flood are under way
+        few = [asyncio.create_task(batcher.submit([1000 + n], [1], name)) for n, name in enumerate("ab")]
+        await asyncio.sleep(0.01)
+        network.gate.set()
+        await asyncio.gather(*few)
+        assert not flood.done()
+        assert await flood == [row * row for row in range(100)]
+        order = [row for batch in network.batches for row in batch]
+        assert order.index(1000) <= 20 and order.index(1001) <= 20  # a window of 16 was taken before they came
+        assert [row for row in order if row < 100] == list(range(100))
+
+    with_batcher(test, rows=4)
+
+
+def test_each_owner_has_a_queue_of_its_own() -> None:
+    async def test(batcher: Batcher[int, int], network: Network) -> None:
+        with batcher.room(3, "a"), batcher.room(2, "b"):
+            assert (batcher.waiting, batcher.waiting_of("a"), batcher.waiting_of("c")) == (5, 3, 0)
+            with pytest.raises(Busy), batcher.room(2, "a"):
+                pass
+            with batcher.room(2, "b"):
+                assert batcher.waiting_of("b") == 4
+        assert not batcher._waiting
+
+    with_batcher(test, queue=4)

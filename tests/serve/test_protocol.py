@@ -214,3 +214,15 @@ def test_binary_rows_arrive_as_they_were_sent(rows: list[bytes]) -> None:
     tensor = {"name": "image", "shape": [len(rows)], "datatype": "BYTES", "parameters": {"binary_data_size": len(data)}}
     head = json.dumps({"inputs": [tensor]}).encode()
     assert protocol.read(head + data, str(len(head)), "image").rows == rows
+
+
+@pytest.mark.parametrize("identity", ["\ud800", "a\udfff", "x" * 257, 7])
+def test_an_id_that_cannot_be_sent_back_is_refused(text_bundle: Path, identity: Any) -> None:
+    async def test(client: Client) -> None:
+        response = await client.post(
+            "/v2/models/tickets/infer", content=json.dumps({"id": identity, "inputs": [INPUT]})
+        )
+        assert response.status_code == 400
+        assert response.json()["error"] == "expected 'id' to be a string of at most 256 characters"
+
+    ask({"tickets": text_bundle}, test)

@@ -17,7 +17,7 @@ import httpx
 import numpy as np
 import pytest
 
-from headstart.serve import inputs, served
+from headstart.serve import inputs, lane, served
 from headstart.serve.limits import Limits
 from headstart.serve.refusals import Refused
 from serving import Client, ask, encoded, picture, serving, sound
@@ -125,7 +125,7 @@ def test_an_error_that_nobody_expected_shows_nothing(text_bundle: Path, monkeypa
     def broken(self: Any, rows: Any) -> Any:
         raise RuntimeError("secret words of a client at /srv/models/tickets")
 
-    monkeypatch.setattr(served.Served, "_run", broken)
+    monkeypatch.setattr(lane.Lane, "_run", broken)
 
     async def test(client: Client) -> None:
         response = await client.post("/predict/tickets", json=["hello"], headers={"x-request-id": "abc-1"})
@@ -229,8 +229,8 @@ def test_a_request_is_given_up_at_its_deadline(text_bundle: Path, monkeypatch: p
 
 def test_a_full_queue_says_when_to_come_back(text_bundle: Path) -> None:
     async def test(client: Client) -> None:
-        batcher = client.server.models.get("tickets").batcher
-        with batcher.room(6):
+        model = client.server.models.get("tickets")
+        with model.batcher.room(6, model):
             response = await client.post("/predict/tickets", json=["a", "b", "c"])
             assert response.status_code == 429 and int(response.headers["retry-after"]) >= 1
             assert response.json()["error"] == "too many rows are waiting; try again in 1 second"

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 
 import headstart as hs
 from headstart.encoded import Encoded
+from headstart.serve.lane import joined
 from headstart.serve.limits import Limits
 from headstart.serve.refusals import Refused
-from headstart.serve.served import Served, joined
+from headstart.serve.served import Served
 from serving import encoded, picture, sound
 
 WORDS = "where is my parcel refund please password lost today again still".split()  # noqa: SIM905

@@ -3,6 +3,9 @@
 One task per model takes what waits, oldest first, cuts it into batches of similar length and runs them one after
 another in a thread. While a batch runs, the next rows gather by themselves. When the network is idle, rows wait for
 company only if the last batches had company, and never longer than `delay`: a lone caller is answered at once.
+
+Where several models share the network, each is an owner with a queue of its own, and they take turns, row after row:
+one that floods does not keep the others waiting.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -106,7 +109,7 @@ class Batcher(Generic[Row, Answer]):
     """Gathers rows and answers them in batches.
 
     run: answers of a batch, one a row, called in `executor`. cost: of a batch, padding included. queue: rows that may
-    wait. delay: seconds. watch: told the rows of every batch that was run.
+    wait, per owner. delay: seconds. watch: told the rows of every batch that was run.
     """
 
     def __init__(
@@ -118,31 +121,42 @@ class Batcher(Generic[Row, Answer]):
         cost: int = 16_384,
         queue: int = 512,
         delay: float = 0.003,
-        watch: Callable[[int], None] = lambda rows: None,
+        watch: Callable[[Sequence[Row]], None] = lambda rows: None,
     ) -> None:
         self._run, self._executor, self._watch = run, executor, watch
         self._rows, self._cost, self._queue, self._delay = rows, cost, queue, delay
-        self._jobs: deque[_Job[Row, Answer]] = deque()
+        self._queues: dict[Hashable, deque[_Job[Row, Answer]]] = {}  # the owner whose turn is next comes first
         self._arrived = asyncio.Event()
         self._company = 1.0
         self._pace = Pace(cost / 64, cost)
         self._task: asyncio.Task[None] | None = None
         self._active = False
-        self.waiting = 0
+        self._waiting: Counter[Hashable] = Counter()
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait or are answered, of all owners."""
+        return self._waiting.total()
+
+    def waiting_of(self, owner: Hashable) -> int:
+        """Rows of one owner that wait or are answered."""
+        return self._waiting[owner]
 
     @contextmanager
-    def room(self, rows: int) -> Iterator[None]:
+    def room(self, rows: int, owner: Hashable = None) -> Iterator[None]:
         """A place in the queue for this many rows, held until they are answered. Raises Busy when there is none."""
-        if self.waiting + rows > self._queue:
+        if self._waiting[owner] + rows > self._queue:
             seconds = self.waiting / self._pace.rate if self._pace.rate else 1.0
             raise Busy(min(60, max(1, math.ceil(seconds))))
-        self.waiting += rows
+        self._waiting[owner] += rows
         try:
             yield
         finally:
-            self.waiting -= rows
+            self._waiting[owner] -= rows
+            if not self._waiting[owner]:
+                del self._waiting[owner]
 
-    async def submit(self, rows: Sequence[Row], lengths: Sequence[int]) -> list[Answer]:
+    async def submit(self, rows: Sequence[Row], lengths: Sequence[int], owner: Hashable = None) -> list[Answer]:
         """The answers of these rows, in their order. Raises what `run` raised on one of them, and on no other's.
 
         Cancelling the caller takes its rows out of the queue.
@@ -153,13 +167,13 @@ class Batcher(Generic[Row, Answer]):
             self._task = asyncio.create_task(self._work())
         job = _Job[Row, Answer](rows, lengths, asyncio.get_running_loop().create_future())
         job.answers, job.left = [None] * len(rows), len(rows)
-        self._jobs.append(job)
+        self._queues.setdefault(owner, deque()).append(job)
         self._arrived.set()
         return await job.done
 
     async def close(self) -> None:
         """Answer what waits, then stop."""
-        while self._jobs or self.waiting or self._active:
+        while self._queues or self.waiting or self._active:
             await asyncio.sleep(0.005)
         if self._task is not None:
             self._task.cancel()
@@ -172,7 +186,7 @@ class Batcher(Generic[Row, Answer]):
             await self._gather()
             self._active = True
             window = self._take()
-            if self._jobs:
+            if self._queues:
                 self._arrived.set()
             else:
                 self._arrived.clear()
@@ -181,30 +195,35 @@ class Batcher(Generic[Row, Answer]):
             lengths = [job.lengths[row] for job, row in window]
             for group in groups(lengths, self._rows, self._cost, self._pace.overhead):
                 await self._answer([window[place] for place in group])
+            del window  # what waits here must not hold on to models that are let go
             self._active = False
 
     async def _gather(self) -> None:
         """Wait for as many callers as the last batches had, for `delay` at most."""
         loop = asyncio.get_running_loop()
         end = loop.time() + self._delay
-        while len(self._jobs) < round(self._company) and (left := end - loop.time()) > 0:
-            if sum(len(job.rows) - job.taken for job in self._jobs) >= self._rows:
+        while (left := end - loop.time()) > 0:
+            jobs = [job for queue in self._queues.values() for job in queue]
+            if len(jobs) >= round(self._company) or sum(len(job.rows) - job.taken for job in jobs) >= self._rows:
                 return
             self._arrived.clear()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._arrived.wait(), left)
 
     def _take(self) -> list[_Place[Row, Answer]]:
-        """The oldest rows that wait, without those whose caller is gone."""
+        """The oldest rows of each owner in turn, without those whose caller is gone."""
         window: list[_Place[Row, Answer]] = []
-        while self._jobs and len(window) < WINDOW * self._rows:
-            job = self._jobs[0]
+        while self._queues and len(window) < WINDOW * self._rows:
+            owner, jobs = next(iter(self._queues.items()))
+            job = jobs[0]
             if not job.done.done():
-                stop = min(len(job.rows), job.taken + WINDOW * self._rows - len(window))
-                window += [(job, row) for row in range(job.taken, stop)]
-                job.taken = stop
+                window.append((job, job.taken))
+                job.taken += 1
             if job.done.done() or job.taken == len(job.rows):
-                self._jobs.popleft()
+                jobs.popleft()
+            del self._queues[owner]
+            if jobs:
+                self._queues[owner] = jobs
         return window
 
     async def _answer(self, group: Sequence[_Place[Row, Answer]]) -> None:
@@ -222,7 +241,7 @@ class Batcher(Generic[Row, Answer]):
             return
         longest = max(job.lengths[row] for job, row in group)
         self._pace.add(longest * len(group), len(group), loop.time() - start)
-        self._watch(len(group))
+        self._watch([job.rows[row] for job, row in group])
         for (job, row), answer in zip(group, found, strict=True):
             job.answers[row] = answer
             job.left -= 1

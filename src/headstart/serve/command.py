@@ -33,12 +33,17 @@ def serve(
     queue: Annotated[int, typer.Option(min=1, help="rows that may wait, per model; more get status 429")] = 512,
     batch: Annotated[int, typer.Option(min=1, help="rows that the network sees at once")] = 32,
     delay: Annotated[float, typer.Option(min=0.0, help="milliseconds that rows wait for company at most")] = 3.0,
+    memory: Annotated[
+        str | None, typer.Option(help="weights kept at most, such as 2GB; models that nobody asks rest")
+    ] = None,
     log_inputs: Annotated[bool, typer.Option("--log-inputs", help="write what clients send into the log")] = False,
 ) -> None:
     """Answer requests over HTTP with one bundle or several, or with the champions of a registry."""
     from headstart.errors import MissingExtra
+    from headstart.notation import parse_size
     from headstart.serve.limits import Limits
 
+    budget = None if memory is None else parse_size(memory)
     try:
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
@@ -53,7 +58,7 @@ def serve(
         body_bytes=max_megabytes * 2**20, rows=max_rows, characters=max_characters, pixels=max_pixels,
         seconds=max_seconds, queue_rows=queue, timeout=timeout, batch_rows=batch, delay_ms=delay,
     )  # fmt: skip
-    place = Place(host, port, keys, tls_cert, tls_key, log_inputs, limits)
+    place = Place(host, port, keys, tls_cert, tls_key, log_inputs, limits, budget)
     run(bundles or [], names=name or (), place=place, registry=registry, poll=poll, say=_say)
 
 

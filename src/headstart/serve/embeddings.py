@@ -32,11 +32,11 @@ async def embeddings(server: Server, request: Request) -> Response:
     form = asked.get("encoding_format") or "float"
     if form not in ("float", "base64"):
         raise bad("expected encoding_format to be float or base64")
-    with server.models.use(asked["model"]) as served:
+    async with server.models.use(asked["model"]) as served:
         entry(request).model = served.name
         if served.modality != "text":
             raise bad(f"the model '{served.name}' reads {served.modality}, and this route gives vectors of texts")
-        width = served.bundle.model.backbone.width
+        width = served.width
         if asked.get("dimensions") not in (None, width):
             raise bad(f"the vectors of this model have {width} dimensions and no other number")
         _, pooled, tokens = await asking.ask(server, request, served, texts)

@@ -33,14 +33,14 @@ def table(decoded: Decoded, several: bool) -> list[dict[str, Any]]:
 async def predict(server: Server, request: Request) -> Response:
     """Answers of a model, with the probability of every label."""
     task = request.query_params.get("task")
-    with server.models.use(request.path_params["name"]) as served:
+    async with server.models.use(request.path_params["name"]) as served:
         entry(request).model = served.name
         if task is not None:
             served.check_task(task)
         rows = await asking.rows(server, request, served)
         outputs, _, _ = await asking.ask(server, request, served, rows)
         decoded = served.decode(outputs, task)
-        several = task is None and bool(served.bundle.tasks)
+        several = task is None and bool(served.names)
         found = {"model": served.name, "version": served.version, "predictions": table(decoded, several)}
     return respond(found)
 
@@ -64,5 +64,6 @@ async def openapi(server: Server, request: Request) -> Response:
 
 async def metrics(server: Server, request: Request) -> Response:
     """Everything counted, for Prometheus."""
-    waiting = {served.name: served.batcher.waiting for served in server.models}
-    return Response(server.metrics.text(waiting, sorted(server.models.folders)), media_type=CONTENT_TYPE)
+    models = server.models
+    waiting = {served.name: served.waiting for served in models.loaded}
+    return Response(server.metrics.text(waiting, sorted(models.folders), models.bytes), media_type=CONTENT_TYPE)

@@ -38,6 +38,10 @@ class Metrics:
             "headstart_model_loaded", "1 for a model that is loaded", ("model",), registry=self.registry
         )
 
+        self.weights = Gauge(
+            "headstart_weights_bytes", "Weights in memory, those that models share once", registry=self.registry
+        )
+
     def request(self, route: str, model: str, status: int, seconds: float, rows: int) -> None:
         """Count one answer."""
         self.requests.labels(route, model, str(status)).inc()
@@ -45,8 +49,9 @@ class Metrics:
         if rows and status < 400:
             self.rows.labels(model).inc(rows)
 
-    def text(self, waiting: dict[str, int], known: list[str]) -> bytes:
-        """Everything counted. waiting: rows by loaded model; known: all names."""
+    def text(self, waiting: dict[str, int], known: list[str], weights: int) -> bytes:
+        """Everything counted. waiting: rows by loaded model; known: all names; weights: bytes in memory."""
+        self.weights.set(weights)
         for name in known:
             self.loaded.labels(name).set(name in waiting)
             self.waiting.labels(name).set(waiting.get(name, 0))

@@ -51,11 +51,16 @@ def read(body: bytes, header_length: str | None, modality: str) -> Asked:
     if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], Mapping):
         raise bad(f"expected 'inputs' to be a list of one tensor named '{modality}'")
     identity = record.get("id")
-    if identity is not None and not (isinstance(identity, str) and len(identity) <= 256):
+    if identity is not None and not (isinstance(identity, str) and len(identity) <= 256 and _unicode(identity)):
         raise bad("expected 'id' to be a string of at most 256 characters")
     rows = _rows(inputs[0], rest, modality)
     binary = _flag(_mapping(record, "parameters"), "binary_data_output")
     return Asked(identity, rows, _outputs(record, binary), binary)
+
+
+def _unicode(text: str) -> bool:
+    """Whether a text can be sent back: JSON can spell halves of characters, UTF-8 cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _mapping(record: Mapping[str, Any], key: str) -> Mapping[str, Any]:

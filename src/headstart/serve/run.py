@@ -35,7 +35,7 @@ _GRACE = 5
 @dataclass(frozen=True)
 class Place:
     """Where a server listens and who may ask. keys: a file made by `headstart key`. log_inputs: write what clients send
-    into the log.
+    into the log. memory: bytes of weights above which models that nobody asks rest.
     """
 
     host: str = "127.0.0.1"
@@ -45,6 +45,7 @@ class Place:
     tls_key: Path | None = None
     log_inputs: bool = False
     limits: Limits = field(default_factory=Limits)
+    memory: int | None = None
 
     @property
     def local(self) -> bool:
@@ -180,7 +181,10 @@ async def _serve(
     poll: float,
 ) -> None:
     log, metrics = Log(content=place.log_inputs), Metrics()
-    models = Models(folders, place.limits, lambda name, rows: metrics.batch.labels(name).observe(rows))
+    models = Models(
+        folders, place.limits, lambda name, rows: metrics.batch.labels(name).observe(rows), memory=place.memory,
+        say=log.say,
+    )  # fmt: skip
     server = Server(models, place.limits, metrics, log, ring, place.hosts)
     await models.start()
     following = None if registry is None else Following(registry, models, log, poll)
@@ -200,7 +204,7 @@ async def _serve(
 
     def started() -> None:
         versions = {served.name: served.version for served in models}
-        log.say("listening", url=url, models=versions, shared_bytes=sum(served.shared for served in models))
+        log.say("listening", url=url, models=versions, shared_bytes=sum(served.shared for served in models.loaded))
         say(f"serving {', '.join(models.names) or 'no model yet'} at {url}")
 
     forward = _Forward(log)

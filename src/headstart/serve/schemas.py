@@ -10,7 +10,7 @@ import headstart
 from headstart.protocols import Task
 from headstart.serve.limits import Limits
 from headstart.serve.protocol import suffix
-from headstart.serve.served import Served
+from headstart.serve.served import Face
 
 if TYPE_CHECKING:
     from headstart.serve.state import Server
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
-def request(served: Served, limits: Limits) -> dict[str, Any]:
+def request(served: Face, limits: Limits) -> dict[str, Any]:
     """The JSON Schema of a `/predict` request."""
     column = served.columns.input
     one: dict[str, Any]
@@ -44,9 +44,9 @@ def _prediction(task: Task) -> dict[str, Any]:
     return {"type": "array", "items": label} if task.name == "multilabel" else label
 
 
-def response(served: Served) -> dict[str, Any]:
+def response(served: Face) -> dict[str, Any]:
     """The JSON Schema of a `/predict` answer."""
-    whole = served.bundle.task
+    whole = served.task
     properties = {f"prediction{suffix(name)}": _prediction(task) for name, task in served.tasks.items()}
     for name in whole.decode(np.zeros((1, whole.outputs), dtype=np.float32)).scores:
         bounds = {"minimum": 0, "maximum": 1} if name.startswith("probability_") else {}
@@ -61,7 +61,7 @@ def response(served: Served) -> dict[str, Any]:
     }
 
 
-def card(served: Served, limits: Limits) -> dict[str, Any]:
+def card(served: Face, limits: Limits) -> dict[str, Any]:
     """What the page and people need to know of a model."""
     return {
         "name": served.name,
@@ -88,8 +88,8 @@ def openapi(server: Server) -> dict[str, Any]:
         else:
             lines = {"schema": {"type": "string", "description": "one JSON row a line"}}
             operation["requestBody"]["content"]["application/x-ndjson"] = lines
-        if served.bundle.tasks:
-            names = {"type": "string", "enum": list(served.bundle.tasks)}
+        if served.names:
+            names = {"type": "string", "enum": list(served.names)}
             operation["parameters"] = [{"name": "task", "in": "query", "schema": names}]
         paths[f"/predict/{served.name}"] = {"post": operation}
     tensors = {"type": "object", "properties": {"inputs": {"type": "array"}}, "required": ["inputs"]}

@@ -7,12 +7,18 @@ safe because a served model never changes its weights.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import sys
 import weakref
+from collections.abc import Iterable
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
+
+from headstart.bundle import Bundle
+from headstart.serve.trunk import Tenant
 
 SMALLEST = 4096
 """Bytes below which a tensor is left alone: nothing is gained."""
@@ -53,3 +59,28 @@ class Pool:
 def _key(tensor: Tensor) -> _Key:
     raw = tensor.detach().cpu().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().reshape(1).view(torch.uint8)
     return hashlib.sha256(raw.numpy().data).digest(), tuple(tensor.shape), tensor.dtype, tensor.device
+
+
+def held(bundles: Iterable[Bundle]) -> int:
+    """Bytes of the weights of these bundles; what several share counts once, an exported graph as its file."""
+    own = 0
+    modules: dict[int, nn.Module] = {}
+    for bundle in bundles:
+        model = bundle.model
+        if isinstance(model, Tenant):
+            own += model.nbytes
+            modules[id(model.backbone)] = model.backbone
+        elif "runtime" in bundle.record and bundle.folder is not None:
+            own += (bundle.folder / bundle.record["runtime"]["file"]).stat().st_size
+        else:
+            modules[id(model)] = model
+    tensors = (each for module in modules.values() for each in chain(module.parameters(), module.buffers()))
+    places = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
+    return own + sum(places.values())
+
+
+def give_back() -> None:
+    """Return memory that is free to the system, which glibc keeps otherwise; elsewhere nothing is done."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

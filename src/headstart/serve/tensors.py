@@ -41,7 +41,7 @@ async def model(server: Server, request: Request) -> Response:
 
 
 async def model_ready(server: Server, request: Request) -> Response:
-    """Whether a model is loaded."""
+    """Whether a model can be asked; one that rests can."""
     served = server.models.get(request.path_params["name"], request.path_params.get("version"))
     entry(request).model = served.name
     return respond({"name": served.name, "ready": True})
@@ -49,14 +49,15 @@ async def model_ready(server: Server, request: Request) -> Response:
 
 async def infer(server: Server, request: Request) -> Response:
     """Answers of a model as tensors."""
-    with server.models.use(request.path_params["name"], request.path_params.get("version")) as served:
+    name, version = request.path_params["name"], request.path_params.get("version")
+    async with server.models.use(name, version) as served:
         known = entry(request)
         known.model = served.name
         data = await asking.body(server, request)
         asked = protocol.read(data, request.headers.get(protocol.BINARY), served.modality)
         outputs, _, _ = await asking.ask(server, request, served, asked.rows)
-        task = served.bundle.task
-        scores = task.scores(torch.from_numpy(outputs), served.bundle.temperature).numpy()
+        task = served.task
+        scores = task.scores(torch.from_numpy(outputs), served.temperature).numpy()
         made = []
         for member in task.members:
             made += protocol.tensors(member.name, member.task, scores[:, member.columns])
