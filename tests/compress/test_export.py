@@ -164,7 +164,7 @@ def test_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"format": "tflite"}, SpecError, "export writes the format 'onnx', received 'tflite'"),
+        ({"format": "tflite"}, SpecError, "expected a format of onnx, openvino, auto, received 'tflite'"),
         ({"quantize": "int4"}, SpecError, "expected quantize 'int8', or none for full precision, received 'int4'"),
         (
             {"gate": "lots"},
