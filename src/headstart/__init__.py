@@ -23,6 +23,7 @@ _HOMES = {
     "evaluate": "headstart.verbs",
     "compare": "headstart.comparison",
     "export": "headstart.compress.export",
+    "compress": "headstart.compress.run",
     "Bundle": "headstart.bundle",
     "Report": "headstart.evaluation",
     "Spec": "headstart.spec",
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from headstart.bundle import Bundle, load
     from headstart.comparison import compare
     from headstart.compress.export import export
+    from headstart.compress.run import compress
     from headstart.errors import BadInput, HeadstartError
     from headstart.evaluation import Report
     from headstart.protocols import Method
