@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from smaller import TEXTS
 
 import headstart as hs
 from headstart.cli import run
@@ -20,25 +21,6 @@ pytest.importorskip("onnxscript", reason="needs the onnx extra")
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "UserWarning", "FutureWarning")
 ]
-
-TEXTS = ["where is my parcel", "cancel it", "my refund has not come back yet, please help me now", "parcel", "order"]
-
-
-@pytest.fixture(scope="module")
-def made(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of three kinds of texts, with its rows beside it."""
-    root = tmp_path_factory.mktemp("export")
-    kinds = {"track": "where is my parcel", "cancel": "cancel my order", "refund": "i want a refund"}
-    rows = [
-        f"{text} {word},{kind}" for kind, text in kinds.items() for word in ("now", "please", "again", "today", "help")
-    ]
-    for name in ("train", "test"):
-        (root / f"{name}.csv").write_text("\n".join(["text,kind", *rows]) + "\n", encoding="utf-8")
-    hs.fit(
-        root / "train.csv", test=root / "test.csv", label="kind", backbone=f"file:{tiny_bert}",
-        methods=["freeze:probe"], out=root / "bundle",
-    )  # fmt: skip
-    return root
 
 
 @pytest.fixture(scope="module")

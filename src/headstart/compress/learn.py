@@ -82,9 +82,13 @@ def learn(
         methods = [("distil", {"teacher": str(teacher), **more, **_rest(step)})]
         asked = {"epochs": int(step.options.get("epochs", EPOCHS))}
         weight = float(step.options.get("weight", 0.3 if source.modality.name == "text" else 0.5))
+    # Who learns as in the default recipe. The average comes last: it copies what pruning has chosen.
+    methods = [
+        ("freeze", {"decay": 0.85, **LEARNS.get(source.modality.name, {})}), *methods, ("ema", {"decay": 0.99})
+    ]  # fmt: skip
     stage = {
         "name": step.name,
-        "methods": [MethodSpec(name=name, options=dict(o)).model_dump() for name, o in [*_tuned(source), *methods]],
+        "methods": [MethodSpec(name=name, options=options).model_dump() for name, options in methods],
         "training": {**asked, **_training(source, step), "task_weight": weight},
     }
     run = prepare(Spec.make({**spec.to_json(), "stages": [stage]}), listen=listen, start=source)
@@ -111,12 +115,6 @@ def _spec(source: Bundle, train: str | None) -> Spec:
 def _rest(step: Step) -> dict[str, Any]:
     """The options that are the method's own."""
     return {key: value for key, value in step.options.items() if key not in OWN[step.name]}
-
-
-def _tuned(source: Bundle) -> list[tuple[str, dict[str, Any]]]:
-    """Who learns, and what is kept of it: as the default recipe fine-tunes."""
-    learns = LEARNS.get(source.modality.name, {})
-    return [("freeze", {"decay": 0.85, **learns}), ("ema", {"decay": 0.99})]
 
 
 def _training(source: Bundle, step: Step) -> dict[str, Any]:

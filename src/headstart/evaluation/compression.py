@@ -36,7 +36,7 @@ def render_compression(record: Mapping[str, Any]) -> str:
         gate=f"{100 * record['gate']:g} %",
         floor=floor,
         tested=any(row["test"] is not None for row in table),
-        smaller=start["bytes"] / best["bytes"] if best["bytes"] else 1.0,
+
         by_time=plot("latency_ms", 1, "milliseconds for one row"),
         by_size=plot("bytes", 1e6, "megabytes of weights"),
     )  # fmt: skip

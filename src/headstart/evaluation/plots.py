@@ -313,7 +313,7 @@ def trade_off(
     span_x, span_y = (min(xs) - across, max(xs) + across), (min(ys) - up, max(ys) + up)
     widest = max(len(number(value)) for value in ticks(*span_y))
     frame = _Frame(460, 300, span_x, span_y, left=34 + 7 * widest)
-    body = _axes(frame, _apart(frame, ticks(*span_x)), x_label, y_label, ticks(*span_y))
+    body = _axes(frame, _apart(frame, ticks(*span_x, 7)), x_label, y_label, ticks(*span_y))
     if floor is not None:
         body += _line(frame.left, frame.py(floor), frame.width - frame.right, frame.py(floor), "ideal")
     edge = sorted((c for c in choices if c.front), key=lambda c: (c.x, c.y))
