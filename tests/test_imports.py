@@ -30,7 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("evidence",),
     ("adapt",),
     ("terminal",),
-    ("comparison", "verbs", "sklearn", "explain", "compress"),
+    ("comparison", "verbs", "sklearn", "explain", "compression"),
     ("serve",),
     ("cli",),
     ("__main__",),

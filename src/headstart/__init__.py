@@ -22,8 +22,8 @@ _HOMES = {
     "predict": "headstart.verbs",
     "evaluate": "headstart.verbs",
     "compare": "headstart.comparison",
-    "export": "headstart.compress.export",
-    "compress": "headstart.compress.run",
+    "export": "headstart.compression.export",
+    "compress": "headstart.compression.run",
     "Bundle": "headstart.bundle",
     "Report": "headstart.evaluation",
     "Spec": "headstart.spec",
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from headstart.adapt import fit
     from headstart.bundle import Bundle, load
     from headstart.comparison import compare
-    from headstart.compress.export import export
-    from headstart.compress.run import compress
+    from headstart.compression.export import export
+    from headstart.compression.run import compress
     from headstart.errors import BadInput, HeadstartError
     from headstart.evaluation import Report
     from headstart.protocols import Method

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from headstart.compress import command as smaller
+from headstart.compression import command as smaller
 from headstart.errors import HeadstartError, SpecError
 from headstart.serve import command
 

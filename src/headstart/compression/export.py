@@ -12,9 +12,9 @@ from typing import Any
 
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
-from headstart.compress.forms import Form, Forms
-from headstart.compress.quality import GATE, find_rows, gate_of
-from headstart.compress.timing import Speed, fastest, in_turn
+from headstart.compression.forms import Form, Forms
+from headstart.compression.quality import GATE, find_rows, gate_of
+from headstart.compression.timing import Speed, fastest, in_turn
 from headstart.errors import BundleError, DataError, ProofError, SpecError
 from headstart.runtime import ENGINES
 

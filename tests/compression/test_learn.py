@@ -11,9 +11,9 @@ import torch
 from smaller import TEXTS
 
 import headstart as hs
-from headstart.compress.learn import _cut_options, learn, shortened
-from headstart.compress.plan import Step, parse
-from headstart.compress.quality import find_rows
+from headstart.compression.learn import _cut_options, learn, shortened
+from headstart.compression.plan import Step, parse
+from headstart.compression.quality import find_rows
 from headstart.errors import BackboneError, BundleError, DataError, MethodError
 
 
@@ -105,6 +105,6 @@ def test_training_rows_that_are_gone(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_network_that_nothing_can_be_cut_out_of(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headstart.compress.learn.find", lambda backbone: [])
+    monkeypatch.setattr("headstart.compression.learn.find", lambda backbone: [])
     with pytest.raises(MethodError, match="no heads, neurons or channels can be cut out of"):
         _cut_options(hs.load(made / "bundle"), Step("prune", {"share": 0.4}))

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from headstart.compress import timing
-from headstart.compress.timing import Speed, fastest, in_turn
+from headstart.compression import timing
+from headstart.compression.timing import Speed, fastest, in_turn
 
 
 class Clock:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from headstart.compress.plan import Step, parse, slug
+from headstart.compression.plan import Step, parse, slug
 from headstart.errors import SpecError
 
 

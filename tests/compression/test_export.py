@@ -11,7 +11,7 @@ from smaller import TEXTS
 
 import headstart as hs
 from headstart.cli import run
-from headstart.compress import graph as graphs
+from headstart.compression import graph as graphs
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, DataError, ProofError, SpecError
 

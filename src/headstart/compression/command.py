@@ -31,7 +31,7 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write a bundle as one that another engine answers from, in full precision or 8 bits, with its measured loss."""
-    from headstart.compress import export as made
+    from headstart.compression import export as made
     from headstart.terminal import Terminal
 
     found = made.export(
@@ -59,7 +59,7 @@ def compress(
     as_json: Json = False,
 ) -> None:
     """Make smaller, faster models of a finished one, step by step behind a gate, and compare what each is worth."""
-    from headstart.compress import run
+    from headstart.compression import run
     from headstart.terminal import Terminal
 
     terminal = Terminal()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import headstart as hs
-from headstart.compress.quality import compare, compare_scores, find_rows, gate_of
+from headstart.compression.quality import compare, compare_scores, find_rows, gate_of
 from headstart.errors import DataError, SpecError
 from headstart.tasks.regression import Regression
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from headstart.compress.quality import gate_of
+from headstart.compression.quality import gate_of
 from headstart.errors import SpecError, did_you_mean
 from headstart.notation import written
 from headstart.spec import MethodSpec

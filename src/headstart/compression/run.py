@@ -15,12 +15,12 @@ import numpy as np
 
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
-from headstart.compress.export import weights_size
-from headstart.compress.forms import Forms
-from headstart.compress.learn import HEAL, learn
-from headstart.compress.plan import FORMS, Line, Step, parse, slug
-from headstart.compress.quality import GATE, Labelled, Quality, compare_scores, find_rows, gate_of, refusal
-from headstart.compress.timing import fastest, in_turn
+from headstart.compression.export import weights_size
+from headstart.compression.forms import Forms
+from headstart.compression.learn import HEAL, learn
+from headstart.compression.plan import FORMS, Line, Step, parse, slug
+from headstart.compression.quality import GATE, Labelled, Quality, compare_scores, find_rows, gate_of, refusal
+from headstart.compression.timing import fastest, in_turn
 from headstart.errors import BundleError, DataError, HeadstartError, Interrupted, ProofError, SpecError
 from headstart.loop import Listener
 

@@ -16,9 +16,9 @@ from headstart import data
 from headstart.adapt import execute, prepare
 from headstart.backbones._shorter import shorten
 from headstart.bundle import Bundle
-from headstart.compress.forms import report_of
-from headstart.compress.plan import Step
-from headstart.compress.quality import Labelled
+from headstart.compression.forms import report_of
+from headstart.compression.plan import Step
+from headstart.compression.quality import Labelled
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, DataError, MethodError, SpecError
 from headstart.hooks import Hooks

@@ -15,8 +15,8 @@ import numpy as np
 from headstart import backbones, inference
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
-from headstart.compress import graph as graphs
-from headstart.compress.quality import Labelled, Quality, compare, refusal, test_rows
+from headstart.compression import graph as graphs
+from headstart.compression.quality import Labelled, Quality, compare, refusal, test_rows
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, ProofError
 from headstart.evaluation import Report, measure_split
