@@ -28,9 +28,9 @@ SETS: dict[str, dict[str, Any]] = {
         "fit": {"epochs": 4},
         "plans": [
             "int8",
-            "prune:0.4,heal=3 int8",
+            "prune:0.4 int8",
             "distil:layers=3 int8",
-            "prune:0.4,heal=3,gate=off distil:layers=3 int8",
+            "prune:0.4,gate=off distil:layers=3 int8",
         ],
     },
     "hymenoptera": {
@@ -54,7 +54,8 @@ def start(root: Path, name: str, models: Path) -> tuple[Path, Path | None]:
         import headstart as hs
 
         files = {part: source / f"{part}.csv" for part in ("validation", "test")} if tables else {}
-        hs.fit(train, out=folder, overwrite=True, **files, **suite["fit"])
+        begun = (folder / "run.json").exists()
+        hs.fit(train, out=folder, resume=begun, listen=say, **files, **suite["fit"])
     return folder, None if tables else source / "validation"
 
 

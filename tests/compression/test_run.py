@@ -102,6 +102,8 @@ def test_the_gate_ends_a_line_with_its_figure_and_the_others_go_on(
     def ruined(*args: Any, **more: Any) -> hs.Bundle:
         model = real(*args, **more)
         model.model.head.weight.data.neg_()
+        model.probe_outputs = model.outputs(model.probe_inputs)
+        model.save(args[3], overwrite=True)
         return model
 
     monkeypatch.setattr(runs, "learn", ruined)
