@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from smaller import KINDS, WORDS
+from traced import remembered
 
 import headstart as hs
 
@@ -22,3 +24,13 @@ def made(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         methods=["freeze:probe"], out=root / "bundle",
     )  # fmt: skip
     return root
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Equal networks are traced once a session."""
+    from headstart.compression import graph
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(graph, "trace", remembered(graph.trace))
+        yield

@@ -85,7 +85,10 @@ def _split_off(source: Bundle) -> Labelled | None:
     spec = Spec.make(source.record["spec"])
     if spec.data.train is None or not Path(spec.data.train).exists():
         return None
-    loaded = data.load_rows(spec)
+    try:
+        loaded = data.load_rows(spec)
+    except DataError:  # another of its files is gone
+        return None
     if loaded.validation is None or loaded.fingerprint != source.record["fingerprint"]:
         return None
     return _labelled(source, "validation", f"{spec.data.train}, the validation rows", loaded.validation)
