@@ -59,10 +59,22 @@ def test_command_lines_parse(page: str, line: str) -> None:
 
 def test_every_verb_is_shown() -> None:
     verbs = {shlex.split(line)[1] for _, line in command_lines()}
-    assert {"fit", "predict", "evaluate", "compare", "backbones", "methods", "tasks", "serve", "key"} <= verbs
+    assert {
+        "fit",
+        "predict",
+        "evaluate",
+        "compare",
+        "export",
+        "compress",
+        "backbones",
+        "methods",
+        "tasks",
+        "serve",
+        "key",
+    } <= verbs
 
 
-@pytest.mark.parametrize("verb", ["fit", "predict", "evaluate", "compare", "serve"])
+@pytest.mark.parametrize("verb", ["fit", "predict", "evaluate", "compare", "export", "compress", "serve"])
 def test_each_option_stands_on_its_verbs_page(verb: str) -> None:
     text = (REPO / "docs" / f"{verb}.md").read_text(encoding="utf-8")
     if verb == "compare":  # shares its options with fit and says so

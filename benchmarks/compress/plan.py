@@ -13,6 +13,7 @@ Each model of the table is one JSON line of `plan.jsonl`. A run that was cut off
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import tempfile
@@ -38,9 +39,11 @@ SETS: dict[str, dict[str, Any]] = {
 
 
 def some(path: Path, rows: slice, out: Path) -> Path:
-    """A csv with some rows of another (no cell of these holds a line break)."""
-    head, *lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    out.write_text("".join([head, *lines[rows]]), encoding="utf-8")
+    """A csv with some rows of another."""
+    with path.open(encoding="utf-8", newline="") as file:
+        head, *lines = csv.reader(file)
+    with out.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([head, *lines[rows]])
     return out
 
 
