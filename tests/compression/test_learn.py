@@ -104,6 +104,12 @@ def test_training_rows_that_are_gone(made: Path, tmp_path: Path) -> None:
         do(made, "prune:0.5", tmp_path / "other", source)
 
 
+def test_options_that_a_step_does_not_have(made: Path, tmp_path: Path) -> None:
+    for plan in ("prune:0.4,heal=0,kinds=taylor", "prune:0.4,heal=1,kinds=taylor"):
+        with pytest.raises(MethodError, match="method 'prune' has no option 'kinds': did you mean 'kind'"):
+            do(made, plan, tmp_path / "out")
+
+
 def test_a_network_that_nothing_can_be_cut_out_of(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("headstart.compression.learn.find", lambda backbone: [])
     with pytest.raises(MethodError, match="no heads, neurons or channels can be cut out of"):

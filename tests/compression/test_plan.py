@@ -38,6 +38,8 @@ def test_folders_are_named_after_the_work_and_an_export_after_its_gate_too() -> 
         ("prune:0.4,heal=-1", "expected prune:heal as a whole number of at least 0, received '-1'"),
         ("distil:layers=0", "expected distil:layers as a whole number of at least 1, received '0'"),
         ("distil:epochs=1.5", "expected distil:epochs as a whole number of at least 1, received '1.5'"),
+        ("distil:rate=fast", "expected distil:rate as a number above 0, received 'fast'"),
+        ("distil:weight=0", "expected distil:weight as a number above 0, received '0'"),
         ("int8 prune:0.4", "prune comes after an export, which cannot learn: put it before"),
         ("prune:0.4 prune:0.2", "has prune twice: give it once, with all that it shall do"),
         ("int8:layers=2", "the step 'int8' takes no options but gate, received 'int8:layers=2'"),

@@ -25,6 +25,7 @@ from headstart.hooks import Hooks
 from headstart.loop import Listener
 from headstart.methods._structures import HEADS, NEURONS, find, removable
 from headstart.spec import MethodSpec, Spec
+from headstart.stages import make_methods
 
 HEAL = 2
 """Epochs in which a pruned model heals when none are asked for."""
@@ -177,9 +178,8 @@ def shortened(source: Bundle, layers: int | Sequence[int]) -> Bundle:
 
 def _cut_only(source: Bundle, options: Mapping[str, Any], spec: Spec, rows: Labelled | None) -> Bundle:
     """The model with its least important heads and neurons cut out at once, by the loss on some training rows."""
-    from headstart.methods.prune import Prune
-
-    method = Prune(**{**options, "begin": 1.0, "end": 1.0})
+    once = MethodSpec(name="prune", options={**options, "begin": 1.0, "end": 1.0})
+    method = make_methods((once,))["prune"]
     seed = seed_of(spec.training.seed, "prune")
     hooks = Hooks({"prune": method}, source.task, source.modality, seed)
     model = hooks.adapt(copy.deepcopy(source.model)).eval()

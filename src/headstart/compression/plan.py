@@ -96,6 +96,10 @@ def _step(word: str) -> Step:
             if key == "layers" and isinstance(value, list):
                 continue
             raise SpecError(f"expected {name}:{key} as a whole number of at least {least}, received '{value}'")
+    for key in ("rate", "weight"):
+        value = options.get(key, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            raise SpecError(f"expected {name}:{key} as a number above 0, received '{value}'")
     gate = None if own is None else 1.0 if own == "off" else gate_of(own)
     return Step(name, options, gate)
 
