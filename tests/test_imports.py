@@ -29,8 +29,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("stages",),
     ("evidence",),
     ("adapt",),
-    ("comparison", "verbs", "sklearn", "explain", "compress", "light"),
     ("terminal",),
+    ("comparison", "verbs", "sklearn", "explain", "compression", "light"),
     ("registry",),
     ("serve",),
     ("cli",),
@@ -48,10 +48,11 @@ PLUG_INS = ("modalities", "tasks", "backbones", "methods")
 
 HEAVY = ("torch", "transformers", "pandas", "sklearn", "scipy", "pyarrow", "timm", "peft", "torchvision", "accelerate",
          "datasets", "matplotlib", "mlflow", "tensorboard", "PIL", "starlette", "uvicorn", "prometheus_client", "onnx",
-         "onnxruntime")  # fmt: skip
+         "onnxruntime", "openvino")  # fmt: skip
 
 OPTIONAL = ("pandas", "timm", "soundfile", "soxr", "peft", "torchvision", "datasets", "matplotlib", "mlflow",
-            "tensorboard", "sentence_transformers", "cleanlab", "onnx", "onnxruntime", "onnxscript")  # fmt: skip
+            "tensorboard", "sentence_transformers", "cleanlab", "onnx", "onnxruntime", "onnxscript",
+            "openvino")  # fmt: skip
 
 
 def sources() -> list[Path]:

@@ -22,7 +22,8 @@ _HOMES = {
     "predict": "headstart.verbs",
     "evaluate": "headstart.verbs",
     "compare": "headstart.comparison",
-    "export": "headstart.compress.export",
+    "export": "headstart.compression.export",
+    "compress": "headstart.compression.run",
     "lighten": "headstart.light",
     "register": "headstart.registry.verbs",
     "models": "headstart.registry.verbs",
@@ -44,7 +45,8 @@ if TYPE_CHECKING:
     from headstart.adapt import fit
     from headstart.bundle import Bundle, load
     from headstart.comparison import compare
-    from headstart.compress.export import export
+    from headstart.compression.export import export
+    from headstart.compression.run import compress
     from headstart.errors import BadInput, HeadstartError
     from headstart.evaluation import Report
     from headstart.light import lighten

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from headstart.compression import command as smaller
 from headstart.errors import HeadstartError, SpecError
 from headstart.registry import command as registry
 from headstart.serve import command
@@ -197,30 +198,8 @@ def evaluate(
         _print_json(measured)
 
 
-@app.command()
-def export(
-    bundle: Annotated[Path, typer.Argument(help="a bundle's folder")],
-    out: Annotated[Path, typer.Option(help="folder of the new bundle")],
-    format: Annotated[str, typer.Option(help="onnx")] = "onnx",
-    quantize: Annotated[str | None, typer.Option(help="int8; full precision when left out")] = None,
-    gate: Annotated[str | None, typer.Option(help="largest loss of the main metric, such as 0.5%; 1% for int8")] = None,
-    rows: Annotated[str | None, typer.Option(help="labelled rows to measure on, in any format that fit reads")] = None,
-    task: OneTask = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a bundle at --out")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write a bundle as one that ONNX Runtime answers from, in full precision or 8 bits, with its measured loss."""
-    from headstart.compress.export import export as run_export
-    from headstart.compress.export import lines
-    from headstart.terminal import Terminal
-
-    found = run_export(
-        bundle, out, format=format, quantize=quantize, gate=gate, rows=rows, task=task, overwrite=overwrite
-    )
-    for line in lines(found):
-        Terminal().say(line)
-    if as_json:
-        _print_json(found.to_json())
+app.command()(smaller.export)
+app.command()(smaller.compress)
 
 
 @app.command()

@@ -104,6 +104,16 @@ class Stages:
     suspects: list[label_errors.Suspect] = field(default_factory=list)
     """Training rows whose label looks wrong, the likeliest first."""
 
+    parent: str | None = None
+    """The lineage of the finished model that they go on from."""
+
+    def go_on(self, saved: bundle.Bundle) -> None:
+        """Take over what a finished model brings beside its network, which `model` already is."""
+        self.remaining = [MethodSpec(**method) for method in saved.record["surgery"]]
+        self.files = dict(saved.files)
+        self.fresh_head = self.untouched = False
+        self.parent = saved.record["lineage"]["id"]
+
     def copy(self) -> Stages:
         """The stages as they are now, with a model of their own."""
         frozen = copy.copy(self)
