@@ -5,8 +5,7 @@ chosen on Banking77's validation rows and reported on every third test row; hyme
 official rows choose and report.
 Each model of the table is one JSON line of `plan.jsonl`. A run that was cut off goes on where it stopped.
 
-    python benchmarks/compress/plan.py banking77
-    python benchmarks/compress/plan.py hymenoptera
+    python benchmarks/compress/plan.py --data-root DATA            # appends to plan.jsonl
     python benchmarks/compress/plan.py --table
 """
 
@@ -107,16 +106,16 @@ def table() -> str:
 def main() -> None:
     """Measure a set, or print the table."""
     parser = argparse.ArgumentParser(description="ways to a smaller model")
-    parser.add_argument("sets", nargs="*", choices=list(SETS))
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
     parser.add_argument("--gate", default="1%")
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "headstart-compress")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
-    for name in options.sets:
-        measure(options.data_root, name, options.gate, options.models)
-    if options.table:
-        print(table())
+    if not options.table:
+        for name in options.sets:
+            measure(options.data_root, name, options.gate, options.models)
+    print(table())
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_each_step_is_a_bundle_with_its_figures(made: Path, folder: Path) -> Non
         bundle = hs.load(row["folder"])
         lineage[row["name"]] = bundle.record["lineage"]
         measured = hs.evaluate(bundle, made / "test.csv")["metrics"]["accuracy"]["value"]
-        assert row["value"] == row["test"] == measured
+        assert row["value"] == measured and row["test"] is None  # the test rows are those that choose
         assert row["loss"] == pytest.approx(start["value"] - row["value"])
         assert row["state"] == "done" and row["latency_ms"] > 0 and row["rows_per_second"] > 0
     assert lineage[cut["name"]]["parent"] == lineage["start"]["id"]
@@ -135,8 +135,14 @@ def test_a_step_that_cannot_be_done_is_said_and_the_others_go_on(made: Path, tmp
     assert "distil:layers=9" in said and "failed: " in said
 
 
-def test_a_share_alone_is_a_plan(made: Path, tmp_path: Path, timed: None) -> None:
-    found = hs.compress(made / "bundle", tmp_path / "out", prune=0.5, heal_epochs=0, gate="99%")
+def test_a_share_alone_is_a_plan_and_the_test_rows_are_measured_beside(made: Path, tmp_path: Path, timed: None) -> None:
+    source = hs.load(made / "bundle")
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join((made / "test.csv").read_text(encoding="utf-8").splitlines()[:7]), encoding="utf-8")
+    source.record["spec"]["data"]["validation"] = str(few)
+    found = hs.compress(source, tmp_path / "out", prune=0.5, heal_epochs=0, gate="99%")
+    measured = hs.evaluate(tmp_path / "out" / "steps" / "prune-0.5", made / "test.csv")["metrics"]["accuracy"]["value"]
+    assert found.rows == 6 and found.table[1].test == measured
     assert found.plans == ["prune:0.5"] and [row.name for row in found.table] == ["start", "prune:0.5"]
     assert found.table[1].parameters < found.table[0].parameters
 

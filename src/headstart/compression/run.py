@@ -36,7 +36,7 @@ DONE, STOPPED, FAILED = "done", "stopped", "failed"
 class Row:
     """A model of the table: the start, or what some steps made of it.
 
-    name: the steps, as they were written. state: done; stopped, where the gate was not passed; failed, where the step
+    name: the steps, as they were written. test: the metric on test rows, where others than these choose. state: done; stopped, where the gate was not passed; failed, where the step
     could not be done, with the reason. folder: of the bundle. value: the main metric; loss: by how much it is worse
     than the start's. parameters: of the network; 0 in a graph. bytes: of the weights. latency_ms and rows_per_second as
     measured, once and many: how many times as fast as the start. frontier: nothing here is better in quality, one row's
@@ -252,7 +252,9 @@ class _Work:
 
     def _row(self, name: str, made: Bundle, quality: Quality, limit: float | None, home: Path | None) -> Row:
         metric = made.task.metric
-        measured = {} if made.report is None else made.report["metrics"].get("test", {})
+        # Test rows that choose are no test.
+        apart = made.report is not None and self.rows.split != "test"
+        measured = made.report["metrics"].get("test", {}) if apart and made.report is not None else {}
         exported = "runtime" in made.record
         return Row(
             name, DONE, None if home is None else str(home), "", quality.after,
