@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SOURCES: Mapping[str, str] = {"hf": "hf", "timm": "timm", "file": "local", "pkg": "package"}
 """Prefix of a reference -> module of this package that reads it."""
 
-__all__ = ["DEFAULTS", "SOURCES", "known", "load", "rebuild"]
+__all__ = ["DEFAULTS", "SOURCES", "known", "load", "rebuild", "shorten"]
 
 
 def load(spec: BackboneSpec, modality: str, *, seed: int = 0) -> Backbone:
@@ -130,3 +130,30 @@ def _hint(ref: str) -> str:
     if not colon and ref.count("/") == 1:
         return f"did you mean 'hf:{ref}'?"
     return "`headstart backbones` lists what there is"
+
+
+def shorten(backbone: Any, layers: int | Sequence[int]) -> dict[str, str]:
+    """Keep some blocks, in place, as `backbone.layers` does; each module that is left: its path before -> after.
+
+    Raises BackboneError for a network that cannot be shortened.
+    """
+    from headstart.backbones import _layers
+    from headstart.backbones._structure import largest_list
+
+    before = {id(module): path for path, module in backbone.named_modules()}
+    network, record = backbone.network, backbone.describe()
+    if record["family"] == "timm":
+        from headstart.backbones._timm_net import block_paths
+
+        kept = _layers.cut_timm(network, layers, backbone.ref)
+        backbone.options = {**backbone.options, "depth": len(kept)}
+        paths: Sequence[str] = block_paths(network)
+    else:
+        from headstart.backbones._hf import make
+
+        pooler, trusted = bool(record.get("pooler")), bool(record.get("remote_code"))
+        kept = _layers.cut_hf(network, layers, lambda config: make(config, pooler, trusted), backbone.ref)
+        paths = largest_list(network)
+    backbone.wire(paths)
+    backbone.source = {**backbone.source, "layers": kept}
+    return {before[id(module)]: path for path, module in backbone.named_modules() if id(module) in before}

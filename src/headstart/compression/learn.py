@@ -14,7 +14,7 @@ import torch
 from headstart import bundle as bundles
 from headstart import data
 from headstart.adapt import execute, prepare
-from headstart.backbones._shorter import shorten
+from headstart.backbones import shorten
 from headstart.bundle import Bundle
 from headstart.compression.forms import report_of
 from headstart.compression.plan import Step
@@ -23,7 +23,7 @@ from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, DataError, MethodError, SpecError
 from headstart.hooks import Hooks
 from headstart.loop import Listener
-from headstart.methods._structures import HEADS, NEURONS, find, removable
+from headstart.methods.prune import HEADS, NEURONS, find, removable
 from headstart.spec import MethodSpec, Spec
 from headstart.stages import make_methods
 

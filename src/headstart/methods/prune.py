@@ -15,6 +15,8 @@ from headstart.methods._example import random_example
 from headstart.methods._structures import HEADS, NEURONS, TOLERANCE, Structure, cut, find, removable
 from headstart.protocols import Context, Method
 
+__all__ = ["HEADS", "NEURONS", "Prune", "find", "removable"]
+
 DEFAULTS = {HEADS: 0.25, NEURONS: 0.5}
 
 
