@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,22 @@ def tickets(tmp_path: Path) -> dict[str, Path]:
                         word = extra[number] if split == "train" else extra[5 + number]
                         writer.writerow([f"{text} {word}", intent, "email" if (place + number) % 2 else "chat"])
     return paths
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry without models: its database takes seconds to make."""
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    from headstart.registry.place import Registry
+
+    folder = tmp_path_factory.mktemp("empty") / "registry"
+    Registry(folder, create=True)
+    return folder
+
+
+@pytest.fixture
+def registry(empty_registry: Path, tmp_path: Path) -> Path:
+    """An empty registry of the test's own, which shows that a registry can be moved."""
+    shutil.copytree(empty_registry, tmp_path / "registry")
+    return tmp_path / "registry"

@@ -24,6 +24,9 @@ from headstart.spec import MethodSpec, Spec
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted([REPO / "README.md", REPO / "CONTRIBUTING.md", *(REPO / "docs").glob("*.md")])
+REGISTRY = ("register", "models", "promote", "rollback")
+"""Verbs that share a page."""
+
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -59,12 +62,29 @@ def test_command_lines_parse(page: str, line: str) -> None:
 
 def test_every_verb_is_shown() -> None:
     verbs = {shlex.split(line)[1] for _, line in command_lines()}
-    assert {"fit", "predict", "evaluate", "compare", "backbones", "methods", "tasks", "serve", "key"} <= verbs
+    shown = {
+        "fit",
+        "predict",
+        "evaluate",
+        "compare",
+        "export",
+        "compress",
+        "backbones",
+        "methods",
+        "tasks",
+        "serve",
+        "key",
+    }
+    assert shown <= verbs
+    assert set(REGISTRY) <= verbs
 
 
-@pytest.mark.parametrize("verb", ["fit", "predict", "evaluate", "compare", "lighten", "serve"])
+@pytest.mark.parametrize(
+    "verb", ["fit", "predict", "evaluate", "compare", "export", "compress", "lighten", "serve", *REGISTRY]
+)
 def test_each_option_stands_on_its_verbs_page(verb: str) -> None:
-    text = (REPO / "docs" / f"{verb}.md").read_text(encoding="utf-8")
+    page = "registry" if verb in REGISTRY else verb
+    text = (REPO / "docs" / f"{page}.md").read_text(encoding="utf-8")
     if verb == "compare":  # shares its options with fit and says so
         assert "[fit](fit.md)" in text
         text += (REPO / "docs" / "fit.md").read_text(encoding="utf-8")

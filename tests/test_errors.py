@@ -22,7 +22,7 @@ TREE = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubcl
 
 def test_everything_raised_on_purpose_has_one_base_and_an_exit_status() -> None:
     assert all(issubclass(cls, HeadstartError) for cls in TREE)
-    expected = {"HeadstartError": 1, "ProofError": 1, "Interrupted": 130}
+    expected = {"HeadstartError": 1, "ProofError": 1, "GateError": 1, "Interrupted": 130}
     assert {cls.__name__: cls.exit_code for cls in TREE} == {
         cls.__name__: expected.get(cls.__name__, 2) for cls in TREE
     }

@@ -17,20 +17,21 @@ ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values", "members"),
-    ("notation", "sections"),
+    ("notation", "sections", "stores"),
     ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "running", "optimiser", "recipe", "probe", "evaluation"),
-    ("inference", "runtime", "borrowed", "hooks", "fitted", "label_errors", "heads", "kept"),
-    ("reaching", "planning"),
-    ("prefix",),
+    ("inference", "runtime", "borrowed", "hooks", "fitted", "label_errors", "heads", "kept", "scoring"),
+    ("reaching", "planning", "settings"),
+    ("prefix", "precision"),
     ("loop", "views"),
     ("bundle", "robustness"),
     ("stages",),
     ("evidence",),
     ("adapt",),
-    ("comparison", "verbs", "sklearn", "explain", "compress", "light"),
     ("terminal",),
+    ("comparison", "verbs", "sklearn", "explain", "compression", "light"),
+    ("registry",),
     ("serve",),
     ("cli",),
     ("__main__",),
@@ -47,10 +48,11 @@ PLUG_INS = ("modalities", "tasks", "backbones", "methods")
 
 HEAVY = ("torch", "transformers", "pandas", "sklearn", "scipy", "pyarrow", "timm", "peft", "torchvision", "accelerate",
          "datasets", "matplotlib", "mlflow", "tensorboard", "PIL", "starlette", "uvicorn", "prometheus_client", "onnx",
-         "onnxruntime")  # fmt: skip
+         "onnxruntime", "openvino")  # fmt: skip
 
 OPTIONAL = ("pandas", "timm", "soundfile", "soxr", "peft", "torchvision", "datasets", "matplotlib", "mlflow",
-            "tensorboard", "sentence_transformers", "cleanlab", "onnx", "onnxruntime", "onnxscript")  # fmt: skip
+            "tensorboard", "sentence_transformers", "cleanlab", "onnx", "onnxruntime", "onnxscript",
+            "openvino")  # fmt: skip
 
 
 def sources() -> list[Path]:
@@ -202,6 +204,8 @@ def test_listing_plug_ins_loads_nothing_heavy(kind: str) -> None:
         ["compare", "--help"],
         ["serve", "--help"],
         ["key", "--help"],
+        ["register", "--help"],
+        ["promote", "--help"],
         ["methods"],
         ["tasks", "--json"],
         ["backbones"],

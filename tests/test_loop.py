@@ -259,3 +259,29 @@ def test_the_loop_asks_for_kept_statistics_each_time(monkeypatch: pytest.MonkeyP
     make_loop(validation=make_rows(8, seed=1), epochs=2, running_stats="keep").train()
     assert len(asked) > 2
     assert all(asked)
+
+
+@pytest.mark.parametrize("most", [1, 40, 10_000])
+def test_a_step_in_parts_equals_the_whole(most: int) -> None:
+    """Row weights included; the part with the most padding holds no more tokens than allowed, or one row."""
+    rows = make_rows(61)
+    rows.weight[:] = torch.rand(61, generator=torch.Generator().manual_seed(1)) + 0.1
+    results, seen = [], []
+    for limit in (None, most):
+        loop = make_loop(rows=rows, dropout=0.0, batch_size=16, accumulate=2, optimizer="sgd", max_tokens=limit)
+        loop.model.register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].inputs["input_ids"].shape)))
+        loop.train()
+        results.append(weights(loop))
+        if limit is None:
+            seen.clear()
+    assert all(count * width <= most or count == 1 for count, width in seen)
+    assert len(seen) > len(rows) // 16 * 2 or most == 10_000
+    assert largest_difference(*results) < 1e-6
+
+
+def test_parts_keep_every_field_of_a_batch() -> None:
+    batch = make_rows(10).batch(range(10)).replace(shift=torch.randn(10, 3))
+    parts = [batch.part(slice(0, 4)), batch.part(slice(4, 12))]
+    for name in ("labels", "weight", "origin", "row", "shift"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+    assert all(torch.equal(torch.cat([part.inputs[k] for part in parts]), v) for k, v in batch.inputs.items())

@@ -25,12 +25,6 @@ def test_the_users_rate_wins_then_the_methods_then_the_modalitys() -> None:
     assert planning.choose_rate(TrainingSpec(), {}, "text") == planning.LEARNING_RATE["text"]
 
 
-def test_precision_is_as_asked() -> None:
-    cpu = torch.device("cpu")
-    assert planning.choose_bf16("bf16", cpu) and not planning.choose_bf16("fp32", cpu)
-    assert planning.choose_bf16("auto", cpu) in (True, False)
-
-
 @pytest.mark.parametrize("kind", ["image", "text"])
 def test_measuring_leaves_the_model_as_it_was(kind: str) -> None:
     loop = make_loop([], kind)
@@ -66,7 +60,7 @@ def test_batches_are_timed_over_the_lengths_that_occur(monkeypatch: pytest.Monke
         cost = float(len(index) * loop.train_rows.prepared.lengths[index].max())
         return cost / 4, cost, 7
 
-    monkeypatch.setattr(planning, "_run", run)
+    monkeypatch.setattr(planning, "once", run)
     costs = planning.measure(loop.model, rows, training, bf16=False, backward=True)
     assert costs.step * len(rows) == pytest.approx(sum(padded), rel=0.1)
     assert costs.answer == pytest.approx(costs.step / 4)
@@ -75,7 +69,9 @@ def test_batches_are_timed_over_the_lengths_that_occur(monkeypatch: pytest.Monke
 def test_time_and_memory_of_a_whole_run() -> None:
     costs = planning.Costs(step=0.3, answer=0.1, kept=1000)
     assert planning.epoch_seconds(costs, 100, 20, 2.0) == pytest.approx(0.3 * 100 * 2 + 0.1 * 20)
-    asked = dict(rows=100, epochs=3, rate=1e-3, trainable=10, total=50, bf16=False, validated=20)
+    asked = dict(
+        rows=100, epochs=3, rate=1e-3, trainable=10, total=50, precision=planning.Precision(False), validated=20
+    )
     exact = describe_stage("probe", {}, TrainingSpec(optimizer="lbfgs"), costs=costs, **asked)
     tuned = describe_stage("all", {}, TrainingSpec(), costs=costs, **asked)
     assert exact.seconds == pytest.approx(0.1 * 120) and exact.batch_bytes is None
@@ -89,7 +85,7 @@ def test_a_stage_says_what_learns_how_often_and_in_which_order() -> None:
     methods = {name: make_method(name) for name in ("mixup", "pgd", "l2sp")}
     stage = describe_stage(
         "all", methods, TrainingSpec(batch_size=10, accumulate=2), rows=95, epochs=3, rate=1e-3, trainable=500,
-        total=1000, bf16=False, costs=planning.Costs(0.01, 0.0),
+        total=1000, precision=planning.Precision(False), costs=planning.Costs(0.01, 0.0),
     )  # fmt: skip
     assert stage.steps == 15
     assert stage.passes_per_step == methods["pgd"].passes()
@@ -106,7 +102,7 @@ def test_a_stage_says_what_learns_how_often_and_in_which_order() -> None:
 def test_passes_of_several_methods_multiply() -> None:
     methods = {name: make_method(name) for name in ("pgd", "rdrop")}
     stage = describe_stage(
-        "main", methods, TrainingSpec(), rows=95, epochs=3, rate=1e-4, trainable=1, total=1, bf16=False,
-        costs=None,
+        "main", methods, TrainingSpec(), rows=95, epochs=3, rate=1e-4, trainable=1, total=1, costs=None,
+        precision=planning.Precision(False),
     )  # fmt: skip
     assert stage.passes_per_step == methods["pgd"].passes() * 2

@@ -26,10 +26,12 @@ def test_every_public_name_is_there_and_described() -> None:
 
 def test_verbs_stay_functions_after_their_rooms_are_imported() -> None:
     import headstart.comparison
+    import headstart.compression.run
     import headstart.evaluation
     import headstart.planning  # noqa: F401
 
-    assert all(callable(getattr(hs, verb)) for verb in ("fit", "plan", "predict", "evaluate", "compare", "load"))
+    verbs = ("fit", "plan", "predict", "evaluate", "compare", "export", "compress", "load")
+    assert all(callable(getattr(hs, verb)) for verb in verbs)
 
 
 def test_the_readmes_python_runs(

@@ -89,3 +89,13 @@ def test_a_cut_short_state_is_a_clear_error(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(BundleError, match="cannot be read"):
         load_state(path)
+
+
+def test_a_resumed_run_keeps_its_precision(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    first = make_loop(checkpoint=checkpoint, checkpoint_every=1e-9)
+    first.bf16 = True
+    first.train()
+    again = make_loop(checkpoint=checkpoint)
+    again.train(resume=True)
+    assert again.precision == first.precision == "bf16"

@@ -272,3 +272,4 @@ def test_mlflow_server_that_does_not_answer_is_refused_before_the_run(
 def test_mlflow_sends_no_telemetry(tmp_path: Path, store: Any) -> None:
     open_tracker(store[0], tmp_path, run_name="r").finish("FINISHED")
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
+    assert os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] == "true", "standard output is for --json"

@@ -22,8 +22,13 @@ _HOMES = {
     "predict": "headstart.verbs",
     "evaluate": "headstart.verbs",
     "compare": "headstart.comparison",
-    "export": "headstart.compress.export",
+    "export": "headstart.compression.export",
+    "compress": "headstart.compression.run",
     "lighten": "headstart.light",
+    "register": "headstart.registry.verbs",
+    "models": "headstart.registry.verbs",
+    "promote": "headstart.registry.verbs",
+    "rollback": "headstart.registry.verbs",
     "Bundle": "headstart.bundle",
     "Report": "headstart.evaluation",
     "Spec": "headstart.spec",
@@ -40,11 +45,13 @@ if TYPE_CHECKING:
     from headstart.adapt import fit
     from headstart.bundle import Bundle, load
     from headstart.comparison import compare
-    from headstart.compress.export import export
+    from headstart.compression.export import export
+    from headstart.compression.run import compress
     from headstart.errors import BadInput, HeadstartError
     from headstart.evaluation import Report
     from headstart.light import lighten
     from headstart.protocols import Method
+    from headstart.registry.verbs import models, promote, register, rollback
     from headstart.spec import Spec
     from headstart.verbs import evaluate, plan, predict
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
@@ -13,13 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from headstart import backbones, catalog, data, heads, inference, planning, recipe
 from headstart import bundle as bundles
+from headstart import catalog, data, heads, inference, planning, recipe
 from headstart.bundle import Bundle
-from headstart.encoded import Encoded, seed_of
+from headstart.encoded import Encoded
 from headstart.errors import BundleError, SpecError
 from headstart.evidence import Evidence, forget_peak_memory
-from headstart.fitted import task_of
+from headstart.fitted import fresh_model, task_of
 from headstart.loop import Listener
 from headstart.model import Model
 from headstart.planning import Plan
@@ -111,32 +112,32 @@ def _constructs(cls: type[Method]) -> bool:
     return True
 
 
-def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listener = lambda event, figures: None) -> Run:
+def prepare(
+    spec: Spec,
+    memory: Mapping[str, Any] | None = None,
+    listen: Listener = lambda event, figures: None,
+    start: Bundle | None = None,
+) -> Run:
     """Read, check and assemble; raises the BadInput that applies before anything is spent.
 
     memory: `inputs`, `labels` (and `validation`, `test` pairs) when the rows are not in files; by task of several.
+    start: a finished model to go on from, in place of the backbone that the spec names; it is left as it is.
     """
     started = time.monotonic()
     forget_peak_memory()
     loaded = data.load_rows(spec, memory)
     modality: Modality = catalog.find("modalities", loaded.columns.modality)()
     labels = loaded.train.labels()
-    task = task_of(spec, loaded, labels)
+    task = task_of(spec, loaded, labels) if start is None else start.task
     written = recipe.expand(
-        spec,
-        task=task.name,
-        modality=modality.name,
-        rows=len(loaded.train),
-        outputs=task.outputs,
-        validated=loaded.validation is not None,
-        named=heads.named(task.labels),
-    )
-    backbone = backbones.load(spec.backbone, modality.name, seed=spec.training.seed)
-    torch.manual_seed(seed_of(spec.training.seed, "head"))
+        spec, task=task.name, modality=modality.name, rows=len(loaded.train), outputs=task.outputs,
+        validated=loaded.validation is not None, named=heads.named(task.labels),
+    )  # fmt: skip
     device = planning.choose_device(spec.training.device)
-    model = Model(backbone, torch.nn.Linear(backbone.width, task.outputs)).to(device)
+    model = (fresh_model(spec, modality, task) if start is None else copy.deepcopy(start.model)).to(device)
     if modality.name == "image":
         model = model.to(memory_format=torch.channels_last)
+    backbone = model.backbone
 
     def encode(part: data.Part | None) -> Encoded | None:
         return None if part is None else Encoded.of(modality, backbone, part.inputs(), task, part.labels())
@@ -148,6 +149,8 @@ def prepare(spec: Spec, memory: Mapping[str, Any] | None = None, listen: Listene
         written, task, modality, model, train_rows, encode(loaded.validation), labels, device, listen=listen,
         inputs=loaded.train.inputs(), unlabelled=unlabelled,
     )  # fmt: skip
+    if start is not None:
+        stages.go_on(start)
     for stage in written.stages:
         stages.check(stage)
     return Run(written, loaded, task, modality, model, stages, encode(loaded.test), started)
@@ -369,11 +372,10 @@ def _keep_stage(run: Run, home: Path, results: list[StageResult]) -> None:
 
 def _restore(run: Run, home: Path) -> StageResult:
     """A stage that was finished before the run was cut off."""
-    saved = bundles.load(home)
+    saved, parent = bundles.load(home), run.stages.parent
     run.stages.model = saved.model.to(run.stages.device)
-    run.stages.remaining = [MethodSpec(**m) for m in saved.record["surgery"]]
-    run.stages.files = dict(saved.files)
-    run.stages.fresh_head, run.stages.untouched = False, saved.record["untouched"]
+    run.stages.go_on(saved)
+    run.stages.untouched, run.stages.parent = saved.record["untouched"], parent
     return StageResult(**saved.record["stages"][-1])
 
 

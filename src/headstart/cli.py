@@ -13,7 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
+from headstart.compression import command as smaller
 from headstart.errors import HeadstartError, SpecError
+from headstart.registry import command as registry
 from headstart.serve import command
 
 app = typer.Typer(
@@ -139,17 +141,20 @@ def _default_out(train: str | None, spec: Path | None, resume: bool) -> Path:
 def predict(
     bundle: Annotated[Path, typer.Argument(help="a bundle's folder")],
     rows: Annotated[str, typer.Argument(help="rows to answer, in any format that fit reads")],
-    out: Annotated[Path, typer.Option(help=".csv, .tsv, .jsonl or .parquet")],
+    out: Annotated[Path, typer.Option(help=".csv, .tsv, .jsonl or .parquet; for a folder of such files a folder")],
     task: OneTask = None,
     tta: Views = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="go on with a folder that was cut off")] = False,
+    engine: Annotated[str, typer.Option(help="for a folder: local, or ray for several files at a time")] = "local",
     as_json: Json = False,
 ) -> None:
-    """Answer every row of a file: its columns, `prediction` and one score column a label."""
+    """Answer every row of a file, or of each file of a folder: its columns, `prediction`, one score column a label."""
     from headstart import verbs
     from headstart.terminal import Terminal
 
-    count = verbs.predict(bundle, rows, out, task=task, tta=tta)
-    Terminal().say(f"done: {count} rows answered in '{out}'")
+    terminal = Terminal()
+    count = verbs.predict(bundle, rows, out, task=task, tta=tta, resume=resume, engine=engine, tell=terminal.say)
+    terminal.say(f"done: {count} rows answered in '{out}'")
     if as_json:
         _print_json({"rows": count, "out": str(out)})
 
@@ -193,30 +198,8 @@ def evaluate(
         _print_json(measured)
 
 
-@app.command()
-def export(
-    bundle: Annotated[Path, typer.Argument(help="a bundle's folder")],
-    out: Annotated[Path, typer.Option(help="folder of the new bundle")],
-    format: Annotated[str, typer.Option(help="onnx")] = "onnx",
-    quantize: Annotated[str | None, typer.Option(help="int8; full precision when left out")] = None,
-    gate: Annotated[str | None, typer.Option(help="largest loss of the main metric, such as 0.5%; 1% for int8")] = None,
-    rows: Annotated[str | None, typer.Option(help="labelled rows to measure on, in any format that fit reads")] = None,
-    task: OneTask = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a bundle at --out")] = False,
-    as_json: Json = False,
-) -> None:
-    """Write a bundle as one that ONNX Runtime answers from, in full precision or 8 bits, with its measured loss."""
-    from headstart.compress.export import export as run_export
-    from headstart.compress.export import lines
-    from headstart.terminal import Terminal
-
-    found = run_export(
-        bundle, out, format=format, quantize=quantize, gate=gate, rows=rows, task=task, overwrite=overwrite
-    )
-    for line in lines(found):
-        Terminal().say(line)
-    if as_json:
-        _print_json(found.to_json())
+app.command()(smaller.export)
+app.command()(smaller.compress)
 
 
 @app.command()
@@ -340,6 +323,8 @@ def tasks(as_json: Json = False) -> None:
     _listing([entry.to_json() for entry in entries("tasks").values()], as_json)
 
 
+for verb in (registry.register, registry.models, registry.promote, registry.rollback):
+    app.command()(verb)
 app.command()(command.serve)
 app.command()(command.key)
 

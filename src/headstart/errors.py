@@ -2,6 +2,7 @@
 
     HeadstartError            exit status 1   something went wrong that is not your input
     ├── ProofError            exit status 1   a step changed the model's answers when it must not
+    │   └── GateError         exit status 1   a model was measured and is not good enough to take over
     └── BadInput              exit status 2   something you gave cannot be used; the message says what to change
         ├── SpecError         a key, value or combination in the spec
         ├── DataError         a file, a column or a row
@@ -9,14 +10,16 @@
         │   └── OutOfReach    its weights are not on this machine and the hub cannot be reached
         ├── MethodError       a method's option, or a conflict between methods
         ├── BundleError       a bundle that is missing, cut short, altered or from another format
+        ├── RegistryError     a registry, or a name, version or alias in it
         └── MissingExtra      an optional library that is not installed
     Interrupted               exit status 130 stopped by the user; the state is saved
 
 Every message says what was expected, what was received and, where it can be known, the corrected value.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from typing import Any
 
 
 class HeadstartError(Exception):
@@ -27,6 +30,14 @@ class HeadstartError(Exception):
 
 class ProofError(HeadstartError):
     """A save, load, merge or export changed the model's answers."""
+
+
+class GateError(ProofError):
+    """A model was measured and is not good enough to take over. figures: what was measured, as plain JSON."""
+
+    def __init__(self, message: str, figures: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.figures = figures
 
 
 class BadInput(HeadstartError):
@@ -57,6 +68,10 @@ class MethodError(BadInput):
 
 class BundleError(BadInput):
     """A bundle that is missing, cut short, altered or from another format."""
+
+
+class RegistryError(BadInput):
+    """A registry, or a name, version or alias in it."""
 
 
 class MissingExtra(BadInput):

@@ -268,7 +268,7 @@ class Evidence:
             "stages": [result.to_json() for result in results],
             "columns": loaded.columns.to_json(),
             "fingerprint": loaded.fingerprint,
-            "lineage": bundles.lineage(None, results[-1].name),
+            "lineage": bundles.lineage(stages.parent, results[-1].name),
             "temperature": 1.0,
             "tasks": {name: {"columns": own.columns.to_json()} for name, own in loaded.tasks.items()},
         }

@@ -6,9 +6,13 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from headstart import tasks
+import torch
+
+from headstart import backbones, tasks
 from headstart.data import Data
-from headstart.protocols import Task
+from headstart.encoded import seed_of
+from headstart.model import Model
+from headstart.protocols import Modality, Task
 from headstart.spec import Spec, TaskSpec
 
 
@@ -58,3 +62,10 @@ def _options(name: str, options: TaskSpec, columns: Sequence[str]) -> dict[str, 
     if name == "regression" and columns:
         chosen["labels"] = list(columns)
     return chosen
+
+
+def fresh_model(spec: Spec, modality: Modality, task: Task) -> Model:
+    """The backbone that a spec names with a head of random weights. Raises BackboneError where there is none."""
+    backbone = backbones.load(spec.backbone, modality.name, seed=spec.training.seed)
+    torch.manual_seed(seed_of(spec.training.seed, "head"))
+    return Model(backbone, torch.nn.Linear(backbone.width, task.outputs))

@@ -171,6 +171,7 @@ class Loop:
 
     def _step(self, window: list[Batch], epoch: int) -> None:
         self.hooks.progress = Progress(self.steps_done, self._steps(), epoch, self.epochs)
+        window = [part for batch in window for part in self._parts(batch)]
         window = [self.hooks.transform(batch.to(self.device), i) for i, batch in enumerate(window)]
         total = self.accelerator.reduce(torch.stack([batch.weight.sum() for batch in window]).sum())
         loss = torch.zeros((), device=self.device)
@@ -201,6 +202,17 @@ class Loop:
         self.result.rows_trained += rows
         figures = {"step": self.steps_done, "steps": self._steps(), "epoch": epoch, "loss": value, "lr": rate}
         self.listen("step", {**figures, "rows": rows})
+
+    def _parts(self, batch: Batch) -> list[Batch]:
+        """A micro-batch in parts of at most `training.max_tokens`, padding included; one row makes a part at least."""
+        most, mask = self.training.max_tokens, batch.inputs.get("attention_mask")
+        size = len(batch) if most is None or mask is None else max(1, most // mask.shape[1])
+        return [batch.part(slice(start, start + size)) for start in range(0, len(batch), size)]
+
+    @property
+    def precision(self) -> str:
+        """What forward passes run in."""
+        return "bf16" if self.bf16 else "fp32"
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -322,6 +334,7 @@ class Loop:
             "identity": self.identity,
             "position": list(self.position),
             "steps_done": self.steps_done,
+            "bf16": self.bf16,
             "bad": self.bad,
             "losses": self.losses,
             "seconds": self._elapsed(),
@@ -345,6 +358,8 @@ class Loop:
             raise BundleError("the saved state belongs to another spec or other data; start again without --resume")
         self.position = (record["position"][0], record["position"][1])
         self.steps_done, self.bad, self.before = record["steps_done"], record["bad"], record["seconds"]
+        # A run that was begun in one precision ends in it, whatever would measure faster now.
+        self.bf16 = self.prefix.bf16 = record["bf16"]
         self.model.load_state_dict(record["model"])
         self.losses = list(record["losses"])
         self.best_weights, self.result.best = record["best_weights"], record["best"]

@@ -59,6 +59,19 @@ class Costs:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """Whether forward passes run in bf16 autocast, and why. Weights, losses and updates are float32 in both."""
+
+    bf16: bool
+    why: str = ""
+
+    @property
+    def name(self) -> str:
+        """`bf16` or `fp32`."""
+        return "bf16" if self.bf16 else "fp32"
+
+
+@dataclass(frozen=True)
 class StagePlan:
     """One stage: who learns, in which order hooks run, what it costs. Sizes in bytes, times in seconds.
 
@@ -78,6 +91,7 @@ class StagePlan:
     seconds: float | None
     memory_bytes: int
     batch_bytes: int | None = None
+    precision_why: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,6 +135,7 @@ def _stage_lines(stage: StagePlan) -> list[str]:
         work = "solved exactly on frozen features"
     else:
         work = f"{stage.epochs} epochs, {stage.steps} steps, rate {stage.learning_rate:g}, {stage.precision}"
+        work += f" ({stage.precision_why})" if stage.precision_why else ""
         if stage.passes_per_step != 1:
             work += f", {stage.passes_per_step:g} passes a step"
     lines = [head, f"             {work}"]
@@ -164,16 +179,6 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def choose_bf16(precision: str, device: torch.device) -> bool:
-    """Whether to train in bf16 autocast: as asked, else where the device multiplies bf16 matrices natively."""
-    if precision != "auto":
-        return precision == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(amx and amx())
-
-
 def measure(model: nn.Module, rows: Encoded, training: TrainingSpec, *, bf16: bool, backward: bool) -> Costs:
     """What rows cost, from `TIMED` batches of the first epoch after one untimed batch; the model is left as it was.
 
@@ -181,6 +186,10 @@ def measure(model: nn.Module, rows: Encoded, training: TrainingSpec, *, bf16: bo
     occur. Without `backward` they are those of inference. The update itself is not timed.
     """
     batches = rows.plan(training, 0) if backward else inference.plan(rows)
+    if backward and training.max_tokens is not None:
+        sizes = [max(1, training.max_tokens // int(rows.prepared.lengths[batch].max())) for batch in batches]
+        pairs = zip(batches, sizes, strict=True)
+        batches = [batch[at : at + size] for batch, size in pairs for at in range(0, len(batch), size)]
     padded = np.array([len(batch) * int(rows.prepared.lengths[batch].max()) for batch in batches])
     order = np.argsort(padded, kind="stable")
     was_training = model.training
@@ -188,10 +197,10 @@ def measure(model: nn.Module, rows: Encoded, training: TrainingSpec, *, bf16: bo
     kept, seconds, answers, done = 0, 0.0, 0.0, 0.0
     try:
         # The longest comes first: it warms up, and shows the largest amount that waits for the backward pass.
-        kept = _run(model, rows, batches[order[-1]], bf16=bf16, backward=backward, weigh=True)[2]
+        kept = once(model, rows, batches[order[-1]], bf16=bf16, backward=backward, weigh=True)[2]
         for group in np.array_split(order, min(TIMED, len(order))):
             batch = batches[group[len(group) // 2]]
-            forward, whole, _ = _run(model, rows, batch, bf16=bf16, backward=backward)
+            forward, whole, _ = once(model, rows, batch, bf16=bf16, backward=backward)
             answers += forward * len(group)
             seconds += whole * len(group)
             done += len(batch) * len(group)
@@ -201,7 +210,7 @@ def measure(model: nn.Module, rows: Encoded, training: TrainingSpec, *, bf16: bo
     return Costs(seconds / done, answers / done, kept)
 
 
-def _run(
+def once(
     model: nn.Module, rows: Encoded, index: np.ndarray, *, bf16: bool, backward: bool, weigh: bool = False
 ) -> tuple[float, float, int]:
     """Seconds of the forward pass and of both passes of one batch; with `weigh` the bytes kept in between."""
@@ -262,7 +271,7 @@ def describe_stage(
     rate: float,
     trainable: int,
     total: int,
-    bf16: bool,
+    precision: Precision,
     costs: Costs | None,
     validated: int = 0,
 ) -> StagePlan:
@@ -287,7 +296,8 @@ def describe_stage(
         passes_per_step=passes,
         trainable=trainable,
         total=total,
-        precision="bf16" if bf16 and not exact else "fp32",
+        precision="fp32" if exact else precision.name,
+        precision_why="" if exact else precision.why,
         seconds=seconds,
         # Weights of everything; gradients and two moments of what learns.
         memory_bytes=4 * total + 12 * trainable,

@@ -1,10 +1,16 @@
-"""Other ways to run a finished model than torch: a bundle may hold an ONNX graph in place of its weights."""
+"""Other ways to run a finished model than torch: a bundle may hold an ONNX graph in place of its weights.
+
+Two engines run such a graph, ONNX Runtime and OpenVINO; which one a bundle wants stands in its record.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +23,10 @@ INPUTS = {"text": ("input_ids", "attention_mask"), "image": ("pixels",)}
 
 OUTPUTS = ("outputs", "pooled")
 """What a graph gives: the head's raw outputs (N,K) and the pooled features (N,D), both float32."""
+
+
+Run = Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
+"""Inputs by name -> what `OUTPUTS` names."""
 
 
 class GraphBackbone(nn.Module):
@@ -41,31 +51,33 @@ class GraphBackbone(nn.Module):
 
 
 class GraphModel(nn.Module):
-    """Stands in for `Model`: batch -> (features, outputs), by ONNX Runtime on the processor, without gradients.
+    """Stands in for `Model`: batch -> (features, outputs), by an engine on the processor, without gradients.
 
-    graph: the ONNX file's content. Threads are those that torch has. Raises MissingExtra without onnxruntime,
-    BundleError for a graph that it cannot run.
+    graph: the ONNX file or its content; only the engine keeps it. engine: `onnx` for ONNX Runtime, or `openvino`.
+    Threads are those that torch has. Raises MissingExtra without the engine's library, BundleError for an engine that
+    there is none of, or a graph that it cannot run.
     """
 
-    def __init__(self, backbone: Backbone, graph: bytes) -> None:
+    def __init__(self, backbone: Backbone, graph: bytes | Path, engine: str = "onnx") -> None:
         super().__init__()
         # Where a module's rows must be is asked of its first parameter.
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)
         self.names = INPUTS[backbone.modality]
-        self.session = session(graph)
+        if engine not in ENGINES:
+            raise BundleError(f"this bundle is run by '{engine}'; this version of Headstart knows {', '.join(ENGINES)}")
+        self.answer: Run = ENGINES[engine](graph)
         self.backbone = GraphBackbone(backbone, self)
 
     def forward(self, batch: Batch) -> tuple[Features, Tensor]:
         """Pooled features (N,D) and outputs (N,K). Raises BundleError for a batch with a shift or mixed rows."""
         if batch.shift is not None or batch.mix is not None:
             raise BundleError("an exported model answers rows as they are: attack or mix the bundle it was made from")
-        wanted = {name: batch.inputs[name].numpy() for name in self.names}
-        outputs, pooled = self.session.run(list(OUTPUTS), wanted)
+        outputs, pooled = self.answer({name: batch.inputs[name].numpy() for name in self.names})
         return Features(torch.from_numpy(pooled)), torch.from_numpy(outputs)
 
 
-def session(graph: bytes) -> Any:
-    """An inference session on the processor."""
+def onnx_runtime(graph: bytes | Path) -> Run:
+    """ONNX Runtime on the processor."""
     try:
         import onnxruntime
     except ImportError:
@@ -73,8 +85,44 @@ def session(graph: bytes) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
+    content = str(graph) if isinstance(graph, Path) else graph
     try:
-        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its own exceptions have no common base that is public
-        reason = " ".join(str(error).split()).replace(os.sep, "/")
-        raise BundleError(f"ONNX Runtime cannot run this model: {reason[:200]}") from None
+        raise _refusal("ONNX Runtime", error) from None
+    return lambda inputs: tuple(session.run(list(OUTPUTS), dict(inputs)))
+
+
+def openvino(graph: bytes | Path) -> Run:
+    """OpenVINO on the processor, in float32 where the graph is; by itself it would use bfloat16 where it can."""
+    try:
+        import openvino as library
+    except ImportError:
+        raise MissingExtra("openvino", "openvino", "a model exported for OpenVINO") from None
+    hints = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    try:
+        core = library.Core()
+        compiled = core.compile_model(core.read_model(graph), "CPU", hints)
+    except Exception as error:  # whatever it cannot read or compile ends in a RuntimeError or a kind of its own
+        raise _refusal("OpenVINO", error) from None
+
+    def run(inputs: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        # It may write its answers into the same memory next time, so they are copied.
+        found = compiled(dict(inputs), share_inputs=False)
+        outputs, pooled = (np.array(found[name]) for name in OUTPUTS)
+        return outputs, pooled
+
+    return run
+
+
+ENGINES: Mapping[str, Callable[[bytes | Path], Run]] = {"onnx": onnx_runtime, "openvino": openvino}
+"""What a bundle's record calls the engine -> what makes it from a graph."""
+
+
+def _refusal(engine: str, error: Exception) -> BundleError:
+    reason = " ".join(str(error).split()).replace(os.sep, "/")
+    return BundleError(f"{engine} cannot run this model: {reason[:200]}")

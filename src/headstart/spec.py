@@ -128,6 +128,11 @@ class TrainingSpec(Section):
     epochs: int | None = Field(None, ge=0)
     batch_size: int | None = Field(None, ge=1, description="rows a micro-batch")
     accumulate: int = Field(1, ge=1, description="micro-batches an optimiser step; equals the big batch")
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        description="tokens of a text batch that are in memory at a time; longer ones go in parts, to the same step",
+    )
     learning_rate: float | None = Field(None, gt=0)
     optimizer: Literal["adamw", "adam", "sgd", "lbfgs"] = Field(
         "adamw", description="lbfgs solves a linear head exactly on cached features"

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import bundle, catalog, heads, inference, label_errors, planning, probe
+from headstart import bundle, catalog, heads, inference, label_errors, planning, precision, probe, settings
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError, did_you_mean
 from headstart.evaluation.calibration import temperature_of
@@ -23,6 +23,7 @@ from headstart.fitted import make_task, make_tasks
 from headstart.hooks import Hooks
 from headstart.loop import Listener, Loop
 from headstart.model import Model
+from headstart.planning import Precision
 from headstart.protocols import Method, Modality, Task
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
 
@@ -97,8 +98,21 @@ class Stages:
     files: dict[str, bytes] = field(default_factory=dict)
     unlabelled: Encoded | None = None
     features: dict[str, np.ndarray] = field(default_factory=dict)
+    measured: Precision | None = None
+    """What `training.precision = "auto"` has become."""
+
     suspects: list[label_errors.Suspect] = field(default_factory=list)
     """Training rows whose label looks wrong, the likeliest first."""
+
+    parent: str | None = None
+    """The lineage of the finished model that they go on from."""
+
+    def go_on(self, saved: bundle.Bundle) -> None:
+        """Take over what a finished model brings beside its network, which `model` already is."""
+        self.remaining = [MethodSpec(**method) for method in saved.record["surgery"]]
+        self.files = dict(saved.files)
+        self.fresh_head = self.untouched = False
+        self.parent = saved.record["lineage"]["id"]
 
     def copy(self) -> Stages:
         """The stages as they are now, with a model of their own."""
@@ -131,7 +145,8 @@ class Stages:
             methods, self.stage_task(stage), self.modality, seed, unlabelled=self.unlabelled, bundle=bundle.load
         )
         training = self.training(stage)
-        self._check_settings(methods, training)
+        known = self.spec.backbone.pretrained
+        settings.check(training, methods, self.model, self.task, self.modality, pretrained=known)
         if training.optimizer == "lbfgs" and (
             len(methods) != 1 or getattr(methods.get("freeze"), "probe", False) is not True
         ):
@@ -139,49 +154,7 @@ class Stages:
                 f"stage '{stage.name}': optimizer = 'lbfgs' solves a linear head on frozen features, so its one method "
                 f"must be freeze:probe; received {[str(m) for m in stage.methods]}"
             )
-        self._check_names(training)
         return methods, hooks
-
-    def _check_settings(self, methods: Mapping[str, Method], training: TrainingSpec) -> None:
-        """Raises SpecError where a setting takes away what a method or the backbone needs."""
-        needing = {need: name for name, method in reversed(list(methods.items())) for need in method.requires()}
-        if "run.mixed" in needing and training.sampling == "round_robin":
-            raise SpecError(
-                f"'{needing['run.mixed']}' compares the tasks of a batch, and training.sampling = 'round_robin' puts "
-                f"one task in each: choose size, temperature or uniform"
-            )
-        if training.running_stats == "keep" and "run.statistics" in needing:
-            raise SpecError(
-                f"'{needing['run.statistics']}' needs BatchNorm's statistics of each batch, and "
-                f"training.running_stats = 'keep' uses none: choose update, or leave the method out"
-            )
-        if training.running_stats == "keep" and not self.spec.backbone.pretrained:
-            raise SpecError(
-                "training.running_stats = 'keep' keeps pretrained statistics, and backbone.pretrained = false has "
-                "none: choose update"
-            )
-        kind = nn.modules.batchnorm._BatchNorm
-        if training.running_stats == "keep" and not any(isinstance(m, kind) for m in self.model.backbone.modules()):
-            raise SpecError(
-                "training.running_stats = 'keep' keeps BatchNorm's statistics, and this backbone has no BatchNorm: "
-                "leave it out"
-            )
-
-    def _check_names(self, training: TrainingSpec) -> None:
-        """Raises SpecError where class means or class names are asked for and the run has none."""
-        asked = [f"training.head = '{training.head}'"] if training.head in ("prototypes", "names") else []
-        asked += ["training.name_rows"] if training.name_rows else []
-        for key in asked:
-            if self.task.name != "classification":
-                raise SpecError(f"{key} needs classes, one a row; this run is {self.task.name}: leave it out")
-            if "name" not in key:
-                continue
-            if self.modality.name != "text":
-                raise SpecError(
-                    f"{key} needs a backbone that reads texts, since it reads the classes' names; "
-                    f"this run reads {self.modality.name}: use training.head=prototypes, or leave it out"
-                )
-            heads.sentences(self.task.labels, training.name_template, key)
 
     def run(
         self, stage: StageSpec, *, checkpoint: Path | None, identity: str, resume: bool, deadline: float | None
@@ -299,10 +272,10 @@ class Stages:
             details["head"] = self._start_head(stage, training)
         epochs = planning.choose_epochs(training, len(self.train_rows))
         rate = planning.choose_rate(training, methods, self.modality.name)
-        bf16 = planning.choose_bf16(training.precision, self.device)
+        chosen = self._precision(self.model, training)
         if deadline is not None:
             left = max(1.0, deadline - time.monotonic())
-            costs = planning.measure(self.model, rows, training, bf16=bf16, backward=True)
+            costs = planning.measure(self.model, rows, training, bf16=chosen.bf16, backward=True)
             passes = math.prod(method.passes() for method in methods.values())
             epoch = planning.epoch_seconds(costs, len(rows), len(self.validation or ()), passes)
             epochs = max(1, min(epochs, int(left / max(1e-9, epoch))))
@@ -312,7 +285,7 @@ class Stages:
             known.pop("train", None)
         loop = Loop(
             self.model, hooks, rows, self.validation, training, epochs, rate, self.device,
-            bf16=bf16, checkpoint=checkpoint, identity=identity, listen=self.listen, known=known,
+            bf16=chosen.bf16, checkpoint=checkpoint, identity=identity, listen=self.listen, known=known,
         )  # fmt: skip
         trained = loop.train(resume=resume)
         self.model = trained.model  # type: ignore[assignment]
@@ -323,11 +296,20 @@ class Stages:
         self.untouched = self.untouched and not learned_inside and not hooks.owners("finish")
         score = None if self.validation is None else self._score(loop.prefix.of(self.validation, self.model))
         details |= {"bottom": trained.bottom} if trained.bottom else {}
-        details |= {"epochs": epochs, "learning_rate": rate, "precision": "bf16" if bf16 else "fp32"}
+        details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.precision}
+        details |= {"precision_why": chosen.why} if chosen.why and chosen.bf16 == loop.bf16 else {}
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
             trained.history, trained.notes, details,
         )  # fmt: skip
+
+    def _precision(self, model: nn.Module, training: TrainingSpec) -> Precision:
+        """What the stage runs in. `auto` is measured once a run, so that all of it runs in one precision."""
+        if training.precision != "auto":
+            return Precision(training.precision == "bf16")
+        if self.measured is None:
+            self.measured = precision.choose(model, self.train_rows, training)
+        return self.measured
 
     def _rows(self, hooks: Hooks, training: TrainingSpec) -> tuple[Encoded, dict[str, Any]]:
         """The training rows with those that methods and class names add, and for the report how many each added."""
@@ -365,26 +347,21 @@ class Stages:
             trial = hooks.adapt(trial)
             learning = {id(p): p for group in hooks.groups(trial) for p in group.parameters}
             learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr]
-            bf16 = planning.choose_bf16(training.precision, self.device)
-            costs = None
+            chosen, costs = Precision(training.precision == "bf16"), None
             if timed:
                 for parameter in trial.parameters():
                     parameter.requires_grad_(id(parameter) in learning)
-                backward = training.optimizer != "lbfgs"
-                costs = planning.measure(trial, self.train_rows, training, bf16=bf16, backward=backward)
+                if backward := training.optimizer != "lbfgs":
+                    chosen = self._precision(trial, training)
+                costs = planning.measure(trial, self.train_rows, training, bf16=chosen.bf16, backward=backward)
             found.append(
                 planning.describe_stage(
-                    stage.name,
-                    methods,
-                    training,
-                    rows=len(self.train_rows),
+                    stage.name, methods, training, precision=chosen, costs=costs,
+                    rows=len(self.train_rows), validated=len(self.validation or ()),
                     epochs=planning.choose_epochs(training, len(self.train_rows)),
                     rate=planning.choose_rate(training, methods, self.modality.name),
                     trainable=sum(p.numel() for p in learning.values()),
                     total=sum(p.numel() for p in trial.parameters()),
-                    bf16=bf16,
-                    costs=costs,
-                    validated=len(self.validation or ()),
                 )
-            )
+            )  # fmt: skip
         return found

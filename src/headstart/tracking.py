@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, Literal, Protocol
 
 from headstart.errors import Interrupted, MissingExtra, SpecError, did_you_mean
+from headstart.stores import address, first_line, prepare, shown
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -199,19 +199,19 @@ class _MLflow:
     """One MLflow run through the client, which leaves MLflow's global state alone."""
 
     def __init__(self, uri: str, folder: Path, run_name: str, *, fresh: bool) -> None:
-        _prepare_environment()
+        prepare()
         self.broken = ""
         self.done = False
         self.held: list[Any] = []
         self.flushed = time.monotonic()
         try:
-            self.uri = _tracking_uri(uri)
+            self.uri = address(uri)
             self.client = import_module("mlflow").MlflowClient(tracking_uri=self.uri)
             self.experiment = self._experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", _EXPERIMENT))
             self.run_id = self._run(folder, run_name, fresh=fresh)
         except Exception as error:
-            reason = f"{_first_line(error)}; try another --track"
-            raise SpecError(f"cannot open the MLflow store '{_shown(uri)}': {reason}") from None
+            reason = f"{first_line(error)}; try another --track"
+            raise SpecError(f"cannot open the MLflow store '{shown(uri)}': {reason}") from None
 
     def _experiment(self, name: str) -> str:
         known = self.client.get_experiment_by_name(name)
@@ -230,16 +230,16 @@ class _MLflow:
         memory = folder / _RUN
         if not fresh and memory.is_file():
             kept = json.loads(memory.read_text(encoding="utf-8"))
-            if kept.get("uri") == _shown(self.uri) and self.client.get_run(kept["run_id"]).info.status != "FINISHED":
+            if kept.get("uri") == shown(self.uri) and self.client.get_run(kept["run_id"]).info.status != "FINISHED":
                 self.client.update_run(kept["run_id"], status="RUNNING")
                 return str(kept["run_id"])
         made = str(self.client.create_run(self.experiment, run_name=run_name).info.run_id)
         folder.mkdir(parents=True, exist_ok=True)
-        memory.write_text(json.dumps({"uri": _shown(self.uri), "run_id": made}), encoding="utf-8")
+        memory.write_text(json.dumps({"uri": shown(self.uri), "run_id": made}), encoding="utf-8")
         return made
 
     def note(self) -> str:
-        return self.broken or f"curves: MLflow run {self.run_id} in {_shown(self.uri)}"
+        return self.broken or f"curves: MLflow run {self.run_id} in {shown(self.uri)}"
 
     def params(self, values: Mapping[str, Any]) -> None:
         entities = import_module("mlflow.entities")
@@ -300,35 +300,8 @@ class _MLflow:
             yield
         except Exception as error:
             if not self.broken:
-                self.broken = f"tracking has gaps: MLflow store '{_shown(self.uri)}': {_first_line(error)}"
+                self.broken = f"tracking has gaps: MLflow store '{shown(self.uri)}': {first_line(error)}"
                 logging.getLogger(__name__).warning(self.broken)
-
-
-def _prepare_environment() -> None:
-    """MLflow takes these settings from the environment alone; whoever has set one keeps it."""
-    # Nothing phones home.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    # Recent versions refuse folders unless told that they are wanted; here the user has named one.
-    os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-    # An address where nobody answers is to be reported in seconds, not minutes.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    # A new database tells of each of its several dozen migrations.
-    for name in ("alembic", "mlflow.store.db.utils", "mlflow.utils.uri"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _tracking_uri(uri: str) -> str:
-    """Plain paths as URIs: `runs.db` and other database files by their ending, everything else a folder."""
-    if uri == "databricks" or re.match(r"[a-z][a-z0-9+.-]+:", uri):
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        return uri
-    path = Path(uri).absolute()
-    if path.suffix in (".db", ".sqlite", ".sqlite3"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{path}"
-    return path.as_uri()
 
 
 def _artefacts(uri: str) -> str | None:
@@ -341,16 +314,6 @@ def _artefacts(uri: str) -> str | None:
 def _name(text: str) -> str:
     """MLflow names hold letters, digits and _-. /: only."""
     return re.sub(r"[^\w\-. /:]", "_", text)
-
-
-def _first_line(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return shorten(_shown(line), 200, placeholder=" ...")
-
-
-def _shown(text: str) -> str:
-    """Text whose addresses have lost their passwords, which must reach neither a screen nor a bundle's folder."""
-    return re.sub(r"://([^/@\s:]*):[^/@\s]*@", r"://\1:***@", text)
 
 
 def curves(

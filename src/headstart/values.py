@@ -95,6 +95,23 @@ class Batch:
         """A new batch with these fields changed."""
         return replace(self, **changes)
 
+    def part(self, rows: slice) -> Batch:
+        """Some neighbouring rows of a batch in which nothing is to be mixed."""
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[rows]
+
+        return replace(
+            self,
+            inputs={name: value[rows] for name, value in self.inputs.items()},
+            labels=cut(self.labels),
+            weight=self.weight[rows],
+            origin=self.origin[rows],
+            row=self.row[rows],
+            shift=cut(self.shift),
+            kept=None if self.kept is None else replace(self.kept, states=self.kept.states[rows]),
+        )
+
     def to(self, device: Any) -> Batch:
         """The same batch on another device."""
 

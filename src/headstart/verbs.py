@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from headstart import data, robustness
+from headstart import data, robustness, scoring
 from headstart.adapt import make_spec, prepare
 from headstart.bundle import Bundle, load
 from headstart.encoded import Encoded
@@ -33,6 +36,9 @@ def predict(
     task: str | None = None,
     tta: int = 1,
     seed: int = 0,
+    resume: bool = False,
+    engine: str = "local",
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> int:
     """Answer every row of a file: its columns, `prediction` and the score columns go to `out`; returns the row count.
 
@@ -40,9 +46,42 @@ def predict(
     under the names that a model of one task uses. `out` ends in .csv, .tsv, .jsonl or .parquet and is written whole or
     not at all. tta: views of each row that are averaged, drawn from `seed`. Raises DataError for a missing column or a
     row that cannot be read.
+
+    For a folder of such files and a folder as `out`, each file is answered into one of the same name
+    (`scoring.answer_folder`): resume goes on with a run that was cut off, engine 'ray' answers several files at a time,
+    and tell receives a line a file.
     """
-    model = _model(bundle, task)
     out = Path(out)
+    if out.suffix.lower() not in data.FORMATS and scoring.is_folder_of_tables(path):
+        return _predict_folder(bundle, Path(path), out, task, tta, seed, resume=resume, engine=engine, tell=tell)
+    if resume or engine != "local":
+        raise DataError(
+            f"resume and engine are for a folder of files and a folder of answers; '{path}' to '{out}' is not"
+        )
+    return _predict_file(_model(bundle, task), path, out, tta, seed)
+
+
+def _predict_folder(
+    bundle: Bundle | str | Path, source: Path, out: Path, task: str | None, tta: int, seed: int, **how: Any
+) -> int:
+    model = _model(bundle, task)
+    digest = hashlib.sha256(json.dumps(model.record, sort_keys=True, default=str).encode()).hexdigest()
+    job = {"model": digest, "task": task, "tta": tta, "seed": seed}
+    if how["engine"] == "local":
+        make: Callable[[], scoring.Answer] = partial(_answerer, model, None, tta, seed)
+    elif isinstance(bundle, Bundle):
+        raise DataError("another engine than local loads the bundle in its own processes: pass the bundle's folder")
+    else:
+        make = partial(_answerer, Path(bundle).resolve(), task, tta, seed)
+    return scoring.answer_folder(source, out, make, job, **how).rows
+
+
+def _answerer(bundle: Bundle | Path, task: str | None, tta: int, seed: int) -> scoring.Answer:
+    model = _model(bundle, task)
+    return lambda path, out: _predict_file(model, path, out, tta, seed)
+
+
+def _predict_file(model: Bundle, path: str | Path, out: Path, tta: int, seed: int) -> int:
     data.check_output(out)
     rows = _unlabelled(model, path)
     names = [f"prediction_{name}" for name in model.tasks] or ["prediction"]

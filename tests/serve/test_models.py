@@ -13,6 +13,7 @@ import pytest
 import headstart as hs
 from headstart.errors import BundleError
 from headstart.serve.models import named
+from headstart.serve.refusals import Refused
 from serving import Client, ask
 
 TEXT = "where is my parcel"
@@ -105,6 +106,24 @@ def test_a_bundle_that_fails_its_proof_does_not_replace_the_one_that_works(folde
         )
         assert "sha256 differs" in client.logged("load failed")[0]["reason"]
         assert await client.predict("tickets", [TEXT]) == before
+
+    ask({"tickets": folder}, test)
+
+
+def test_a_model_goes_on_from_another_folder_once_that_one_has_proven_itself(
+    folder: Path, other_bundle: Path, tmp_path: Path
+) -> None:
+    async def test(client: Client) -> None:
+        models = client.server.models
+        with pytest.raises(Refused, match="cannot be loaded"):
+            await models.load("tickets", tmp_path / "nothing")
+        assert models.folders == {"tickets": folder}
+        assert (await models.load("tickets", other_bundle)).version == version(other_bundle)
+        assert models.folders == {"tickets": other_bundle}
+        assert (await models.load("more", folder)).version == version(folder)
+        with pytest.raises(Refused, match="it is not loaded"):
+            await models.load("none", tmp_path / "nothing")
+        assert models.names == ["more", "tickets"]
 
     ask({"tickets": folder}, test)
 

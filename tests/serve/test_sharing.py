@@ -102,3 +102,18 @@ def test_a_server_shares_and_says_so(probes: list[Path]) -> None:
         assert client.logged("loaded")[0]["shared_bytes"] == two.shared
 
     ask({"one": probes[0], "two": probes[1]}, test)
+
+
+def test_convolutions_with_their_channels_last_are_shared_too() -> None:
+    pool, made = Pool(), [nn.Conv2d(16, 32, 3).to(memory_format=torch.channels_last) for _ in range(2)]
+    plain = nn.Conv2d(16, 32, 3)
+    for other in (made[1], plain):
+        other.load_state_dict(made[0].state_dict())
+    picture = torch.rand(1, 16, 8, 8)
+    expected = made[1](picture)
+    assert pool.share(made[0]) == 0
+    assert pool.share(made[1]) == made[1].weight.nbytes
+    assert made[1].weight.data_ptr() == made[0].weight.data_ptr()
+    assert torch.equal(made[1](picture), expected)
+    assert pool.share(plain) == 0  # the same numbers in another order in memory
+    assert torch.equal(plain.weight, made[0].weight)

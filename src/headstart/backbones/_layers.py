@@ -47,9 +47,13 @@ def cut_hf(network: Any, layers: int | Sequence[int], make: Callable[[Any], nn.M
     if total is None or len(outer) != 1 or total < 2:
         raise BackboneError(_refusal(ref, "is not one list of blocks"))
     kept = chosen(layers, total, ref)
-    path, blocks = outer[0]
-    owner_path, _, leaf = path.rpartition(".")
-    setattr(network.get_submodule(owner_path), leaf, nn.ModuleList(blocks[number] for number in kept))
+    path = outer[0][0]
+    with torch.device("meta"):  # shapes are compared on a twin, since the network may have been pruned
+        twin = make(type(network.config).from_dict(network.config.to_dict()))
+    for each in (network, twin):
+        owner_path, _, leaf = path.rpartition(".")
+        blocks: Any = each.get_submodule(path)
+        setattr(each.get_submodule(owner_path), leaf, nn.ModuleList(blocks[number] for number in kept))
     network.config.num_hidden_layers = len(kept)
     for name, value in vars(network.config).items():
         # What a config says of each block, such as the kind of its attention.
@@ -60,7 +64,7 @@ def cut_hf(network: Any, layers: int | Sequence[int], make: Callable[[Any], nn.M
         network.config.set_output_features_output_indices(out_features=None, out_indices=None)
     with torch.device("meta"):
         again = make(type(network.config).from_dict(network.config.to_dict()))
-    ours, theirs = ({k: v.shape for k, v in net.state_dict().items()} for net in (network, again))
+    ours, theirs = ({k: v.shape for k, v in net.state_dict().items()} for net in (twin, again))
     if ours != theirs:
         raise BackboneError(_refusal(ref, "has blocks that depend on their place"))
     return kept

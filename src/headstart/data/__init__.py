@@ -6,15 +6,16 @@ the `_from_memory` cousins take lists, arrays and data frames. Tables stay on di
 
 from headstart.data.batches import by_budget, by_length, by_pairs, by_task
 from headstart.data.columns import Columns, infer
-from headstart.data.fresh import load_labelled, load_unlabelled
+from headstart.data.fresh import input_keys, load_labelled, load_unlabelled
 from headstart.data.memory import from_memory, labelled_from_memory, unlabelled_from_memory
 from headstart.data.parts import Data, Inputs, Part
 from headstart.data.read import Table, read
 from headstart.data.rows import load
 from headstart.data.several import apart, load_rows
-from headstart.data.write import check_output, write_table
+from headstart.data.write import FORMATS, check_output, write_table
 
 __all__ = [
+    "FORMATS",
     "Columns",
     "Data",
     "Inputs",
@@ -28,6 +29,7 @@ __all__ = [
     "check_output",
     "from_memory",
     "infer",
+    "input_keys",
     "labelled_from_memory",
     "load",
     "load_labelled",

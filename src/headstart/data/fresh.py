@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from headstart.data.columns import Columns
 from headstart.data.folders import MEDIA
 from headstart.data.labels import classes_of
@@ -55,6 +57,11 @@ def labelled(table: Table, columns: Columns, labels: Sequence[str] | None = None
                 found.refuse(at, UNKNOWN_CLASS, f"the model does not know '{first}', {did_you_mean(first, labels)}")
     source = Source.of(table, found, on_bad_row)
     return Share("test", source, source.scan.good()).part(columns)
+
+
+def input_keys(part: Part) -> np.ndarray:
+    """(n,) uint64, equal for equal inputs: texts without regard to case and space, files by content."""
+    return scan(Table(part.table, part.source, "memory", part.base), part.columns, labelled=False).keys
 
 
 def _one(table: Table) -> Table:

@@ -289,6 +289,53 @@ def effect_bar(value: float, low: float | None, high: float | None, reach: float
     return _svg(width, height, f"difference {value:+.3g}", "".join(parts), "inline")
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A model among others: what it costs (x) and how good it is (y). front: none is better in both."""
+
+    name: str
+    x: float
+    y: float
+    front: bool
+
+
+def trade_off(
+    choices: Sequence[Choice], *, title: str, x_label: str, y_label: str, floor: float | None = None
+) -> Markup:
+    """Quality against cost, each choice numbered from 1 in order; a line along the front, a dashed one at `floor`.
+
+    Choices that would cover each other share one label. Empty markup when there is none.
+    """
+    if not choices:
+        return Markup("")
+    xs, ys = [c.x for c in choices], [c.y for c in choices] + ([] if floor is None else [floor])
+    across, up = (max(xs) - min(xs)) * 0.08 or max(xs) * 0.1 or 1, (max(ys) - min(ys)) * 0.1 or 0.01
+    span_x, span_y = (min(xs) - across, max(xs) + across), (min(ys) - up, max(ys) + up)
+    widest = max(len(number(value)) for value in ticks(*span_y))
+    frame = _Frame(460, 300, span_x, span_y, left=34 + 7 * widest)
+    body = _axes(frame, _apart(frame, ticks(*span_x, 7)), x_label, y_label, ticks(*span_y))
+    if floor is not None:
+        body += _line(frame.left, frame.py(floor), frame.width - frame.right, frame.py(floor), "ideal")
+    edge = sorted((c for c in choices if c.front), key=lambda c: (c.x, c.y))
+    path = " ".join(f"{frame.px(c.x):.1f},{frame.py(c.y):.1f}" for c in edge)
+    body += f'<polyline points="{path}" class="line s1"/>' if len(edge) > 1 else ""
+    labels: list[tuple[float, float, list[str]]] = []
+    for place, c in enumerate(choices, 1):
+        x, y = frame.px(c.x), frame.py(c.y)
+        tip = f"{place}. {c.name}: {c.y:.4g} at {c.x:.4g}"
+        style = "dot s1" if c.front else "dot s2"
+        body += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" class="{style}"><title>{escape(tip)}</title></circle>'
+        near = next((label for label in labels if abs(label[0] - x) < 16 and abs(label[1] - y) < 12), None)
+        if near is None:
+            labels.append((x, y, [str(place)]))
+        else:
+            near[2].append(str(place))
+    for x, y, places in labels:
+        right = x < frame.width - 90
+        body += _text(x + 9 if right else x - 9, y - 7, ", ".join(places), "label", "start" if right else "end")
+    return _svg(frame.width, frame.height, title, body)
+
+
 def scatter(pairs: Sequence[Sequence[float]], title: str, size: int = 340) -> Markup:
     """Prediction against truth with the diagonal where both agree."""
     values = [v for pair in pairs for v in pair]

@@ -9,7 +9,13 @@ import typer
 
 
 def serve(
-    bundles: Annotated[list[Path], typer.Argument(help="folders of bundles; each is called by its folder's name")],
+    bundles: Annotated[
+        list[Path] | None, typer.Argument(help="folders of bundles; each is called by its folder's name")
+    ] = None,
+    registry: Annotated[
+        str | None, typer.Option(help="instead of folders: a registry, whose champions are served and followed")
+    ] = None,
+    poll: Annotated[float, typer.Option(min=0.1, help="seconds between two looks into the registry")] = 5.0,
     name: Annotated[list[str] | None, typer.Option(help="what to call a bundle instead; once for each")] = None,
     host: Annotated[
         str, typer.Option(help="address to listen on; others than this machine's own need --keys")
@@ -32,7 +38,7 @@ def serve(
     ] = None,
     log_inputs: Annotated[bool, typer.Option("--log-inputs", help="write what clients send into the log")] = False,
 ) -> None:
-    """Answer requests over HTTP with one bundle or several."""
+    """Answer requests over HTTP with one bundle or several, or with the champions of a registry."""
     from headstart.errors import MissingExtra
     from headstart.notation import parse_size
     from headstart.serve.limits import Limits
@@ -53,7 +59,7 @@ def serve(
         seconds=max_seconds, queue_rows=queue, timeout=timeout, batch_rows=batch, delay_ms=delay,
     )  # fmt: skip
     place = Place(host, port, keys, tls_cert, tls_key, log_inputs, limits, budget)
-    run(bundles, names=name or (), place=place, say=_say)
+    run(bundles or [], names=name or (), place=place, registry=registry, poll=poll, say=_say)
 
 
 def _say(line: str) -> None:

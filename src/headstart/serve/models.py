@@ -161,14 +161,21 @@ class Models:
         self._over = self.memory is not None and self.bytes > self.memory
         return self._over
 
-    async def load(self, name: str) -> Served:
-        """Load or load again; requests go to the old one until the new one has proven itself. Raises Refused."""
-        if name not in self.folders:
+    async def load(self, name: str, folder: Path | None = None) -> Served:
+        """Load or load again; requests go to the old one until the new one has proven itself. Raises Refused.
+
+        folder: where it is to be loaded from, from now on if that goes well. Never what a client sent.
+        """
+        if name not in self.folders and folder is None:
             raise Refused(404, f"there is no such model; known: {', '.join(sorted(self.folders)) or 'none'}")
         async with self._changing:
+            before = self.folders.get(name)
+            if folder is not None:
+                self.folders[name] = folder
             try:
                 served = await self._open(name)
             except HeadstartError:
+                self.folders[name] = before or self.folders[name]
                 kept = "the one that was loaded goes on" if name in self._live else "it is not loaded"
                 raise Refused(409, f"the model '{name}' cannot be loaded, see the server's log; {kept}") from None
             self._replace(name, served)

@@ -19,6 +19,7 @@ import uvicorn
 
 from headstart.errors import SpecError
 from headstart.serve.app import make_app
+from headstart.serve.following import Following
 from headstart.serve.keys import Ring
 from headstart.serve.limits import Limits
 from headstart.serve.logs import Log
@@ -146,24 +147,38 @@ def serve(
     *,
     names: Sequence[str] = (),
     place: Place | None = None,
+    registry: str | None = None,
+    poll: float = 5.0,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve bundles until SIGTERM or SIGINT, then answer what was asked and return.
 
-    names: how clients call the bundles, in their order; else the folders' own names. say: told the address once.
-    Raises SpecError for an unsafe or impossible place, BundleError or ProofError for a bundle that cannot be loaded.
+    names: how clients call the bundles, in their order; else the folders' own names. registry: in place of folders, the
+    champions of a registry, which is asked every `poll` seconds. say: told the address once.
+    Raises SpecError for an unsafe or impossible place, BundleError or ProofError for a bundle that cannot be loaded,
+    RegistryError for a registry that is not there.
     """
+    if (registry is None) == (not folders) or (registry is not None and names):
+        raise SpecError(
+            "expected folders of bundles, or --registry for the champions of one under their own names: give either"
+        )
     place = place or Place()
     place.check()
     chosen = named(list(folders), list(names))
     ring = None if place.keys is None else Ring(place.keys)
     bound = place.bind()
     with bound:
-        asyncio.run(_serve(chosen, place, ring, bound, say))
+        asyncio.run(_serve(chosen, place, ring, bound, say, registry, poll))
 
 
 async def _serve(
-    folders: dict[str, Path], place: Place, ring: Ring | None, bound: socket.socket, say: Callable[[str], None]
+    folders: dict[str, Path],
+    place: Place,
+    ring: Ring | None,
+    bound: socket.socket,
+    say: Callable[[str], None],
+    registry: str | None,
+    poll: float,
 ) -> None:
     log, metrics = Log(content=place.log_inputs), Metrics()
     models = Models(
@@ -172,6 +187,9 @@ async def _serve(
     )  # fmt: skip
     server = Server(models, place.limits, metrics, log, ring, place.hosts)
     await models.start()
+    following = None if registry is None else Following(registry, models, log, poll)
+    if following is not None:
+        await following.start()
     server.started = True
     scheme = "http" if place.tls_cert is None else "https"
     literal = f"[{place.host}]" if ":" in place.host else place.host
@@ -181,11 +199,13 @@ async def _serve(
         if not server.draining:
             log.say("stopping")
         server.draining = True
+        if following is not None:
+            following.stop()
 
     def started() -> None:
         versions = {served.name: served.version for served in models}
         log.say("listening", url=url, models=versions, shared_bytes=sum(served.shared for served in models.loaded))
-        say(f"serving {', '.join(models.names)} at {url}")
+        say(f"serving {', '.join(models.names) or 'no model yet'} at {url}")
 
     forward = _Forward(log)
     logger = logging.getLogger("uvicorn.error")
@@ -199,5 +219,7 @@ async def _serve(
     try:
         await _Uvicorn(config, stopping, started).serve(sockets=[bound])
     finally:
+        if following is not None:
+            following.stop()
         logger.removeHandler(forward)
         log.say("stopped")

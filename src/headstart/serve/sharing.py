@@ -23,7 +23,7 @@ from headstart.serve.trunk import Tenant
 SMALLEST = 4096
 """Bytes below which a tensor is left alone: nothing is gained."""
 
-_Key = tuple[bytes, tuple[int, ...], torch.dtype, torch.device]
+_Key = tuple[bytes, tuple[int, ...], tuple[int, ...], torch.dtype, torch.device]
 
 
 class Pool:
@@ -37,7 +37,7 @@ class Pool:
         freed = 0
         for tensor in chain(module.parameters(), module.buffers()):
             size = tensor.numel() * tensor.element_size()
-            if size < SMALLEST or not tensor.is_contiguous():
+            if size < SMALLEST or not _in_order(tensor).is_contiguous():
                 continue
             alive = self._alive(key := _key(tensor))
             twin = next((other for other in alive if torch.equal(other, tensor)), None)
@@ -56,9 +56,17 @@ class Pool:
         return [tensor for _, tensor in alive]
 
 
+def _in_order(tensor: Tensor) -> Tensor:
+    """The tensor as it lies in memory: convolutions have their channels last."""
+    last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return tensor.permute(0, 2, 3, 1) if last else tensor
+
+
 def _key(tensor: Tensor) -> _Key:
-    raw = tensor.detach().cpu().view(torch.uint8) if tensor.ndim else tensor.detach().cpu().reshape(1).view(torch.uint8)
-    return hashlib.sha256(raw.numpy().data).digest(), tuple(tensor.shape), tensor.dtype, tensor.device
+    raw = _in_order(tensor.detach().cpu())
+    raw = raw.view(torch.uint8) if raw.ndim else raw.reshape(1).view(torch.uint8)
+    digest = hashlib.sha256(raw.numpy().data).digest()
+    return digest, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device
 
 
 def held(bundles: Iterable[Bundle]) -> int:

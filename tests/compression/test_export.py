@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from smaller import TEXTS
 
 import headstart as hs
 from headstart.cli import run
-from headstart.compress import graph as graphs
+from headstart.compression import export as exports
+from headstart.compression import graph as graphs
+from headstart.compression.forms import Form, Forms
+from headstart.compression.timing import Speed
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, DataError, ProofError, SpecError
+from headstart.runtime import ENGINES, GraphModel
 
 pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 pytest.importorskip("onnxscript", reason="needs the onnx extra")
@@ -20,25 +25,6 @@ pytest.importorskip("onnxscript", reason="needs the onnx extra")
 pytestmark = [
     pytest.mark.filterwarnings(f"ignore::{kind}") for kind in ("DeprecationWarning", "UserWarning", "FutureWarning")
 ]
-
-TEXTS = ["where is my parcel", "cancel it", "my refund has not come back yet, please help me now", "parcel", "order"]
-
-
-@pytest.fixture(scope="module")
-def made(tiny_bert: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of three kinds of texts, with its rows beside it."""
-    root = tmp_path_factory.mktemp("export")
-    kinds = {"track": "where is my parcel", "cancel": "cancel my order", "refund": "i want a refund"}
-    rows = [
-        f"{text} {word},{kind}" for kind, text in kinds.items() for word in ("now", "please", "again", "today", "help")
-    ]
-    for name in ("train", "test"):
-        (root / f"{name}.csv").write_text("\n".join(["text,kind", *rows]) + "\n", encoding="utf-8")
-    hs.fit(
-        root / "train.csv", test=root / "test.csv", label="kind", backbone=f"file:{tiny_bert}",
-        methods=["freeze:probe"], out=root / "bundle",
-    )  # fmt: skip
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +150,7 @@ def test_pictures(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "sentence"),
     [
-        ({"format": "tflite"}, SpecError, "export writes the format 'onnx', received 'tflite'"),
+        ({"format": "tflite"}, SpecError, "expected a format of onnx, openvino, auto, received 'tflite'"),
         ({"quantize": "int4"}, SpecError, "expected quantize 'int8', or none for full precision, received 'int4'"),
         (
             {"gate": "lots"},
@@ -172,6 +158,7 @@ def test_pictures(tmp_path: Path) -> None:
             "expected a gate from 0 to 1 or a percentage, such as 0.5% or 0.005, received 'lots'",
         ),
         ({"gate": "120%"}, SpecError, "expected a gate from 0 to 1"),
+        ({"format": "auto", "quantize": "int8"}, SpecError, "format 'auto' tries 8 bits by itself: leave quantize out"),
         ({"task": "topic"}, BundleError, "there is no task 'topic' in this model"),
         ({"rows": "missing.csv"}, DataError, "missing.csv"),
     ],
@@ -195,3 +182,118 @@ def test_bad_bundles(made: Path, plain: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(source.model.backbone, "modality", "audio")
     with pytest.raises(BundleError, match="export writes models of text and image, and this one reads audio"):
         graphs.trace(source.model, rows)
+
+
+def test_an_export_has_a_report_of_its_own_figures(made: Path) -> None:
+    hs.export(made / "bundle", made / "reported", quantize="int8", gate="99%")
+    bundle = hs.load(made / "reported")
+    assert bundle.report is not None
+    measured = hs.evaluate(bundle, made / "test.csv")["metrics"]["accuracy"]["value"]
+    assert bundle.report["metrics"]["test"]["accuracy"]["value"] == measured
+    assert bundle.report["notes"][-1].startswith("This model is an export for ONNX Runtime in 8 bits; the figures are")
+    page = (made / "reported" / "report.html").read_text(encoding="utf-8")
+    assert "This model is an export for ONNX Runtime in 8 bits" in page
+
+
+def test_without_labelled_rows_the_report_says_whose_figures_it_holds(made: Path, tmp_path: Path) -> None:
+    source = hs.load(made / "bundle")
+    source.record["spec"]["data"]["test"] = None
+    hs.export(source, tmp_path / "out")
+    report = hs.load(tmp_path / "out").report
+    assert report is not None and source.report is not None
+    assert report["metrics"] == source.report["metrics"]
+    assert "the figures are those of the model that it was made from" in report["notes"][-1]
+
+
+def test_full_precision_looks_at_no_errors_of_layers(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphs, "errors", lambda graph: pytest.fail("not needed"))
+    assert hs.export(made / "bundle", tmp_path / "out").layers == 13
+
+
+def test_a_loaded_export_holds_its_graph_once(plain: Path, tmp_path: Path) -> None:
+    """In its engine alone: the file is read when it is asked for, and checked then."""
+    copy = hs.load(plain).save(tmp_path / "copy")
+    bundle = hs.load(copy)
+    file = copy / "onnx" / "model.onnx"
+    content = file.read_bytes()
+    held = [value for value in vars(bundle.files).values() if isinstance(value, bytes)]
+    assert not held and bundle.files["onnx/model.onnx"] == content
+    assert sorted(bundle.files) == ["export.json", "onnx/model.onnx"] and len(bundle.files) == 2
+    bundle.save(copy, overwrite=True)  # over itself
+    file.write_bytes(content[:-1] + b"?")
+    with pytest.raises(BundleError, match="was altered since the bundle was loaded"):
+        bundle.save(tmp_path / "again")
+    file.unlink()
+    with pytest.raises(BundleError, match="is gone since the bundle was loaded: load it from where it is now"):
+        bundle.save(tmp_path / "again")
+
+
+def test_openvino_answers_as_before(made: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="needs the openvino extra")
+    found = hs.export(made / "bundle", tmp_path / "out", format="openvino")
+    assert found.format == "openvino" and found.loss == 0
+    before, after = hs.load(made / "bundle"), hs.load(tmp_path / "out")
+    for rows in (TEXTS, TEXTS[:1]):
+        np.testing.assert_allclose(after.outputs(rows), before.outputs(rows), atol=1e-4)
+    first = after.outputs(TEXTS)
+    after.outputs(TEXTS[::-1])
+    np.testing.assert_array_equal(first, after.outputs(TEXTS))  # an answer is not written over by the next
+
+
+def test_auto_keeps_the_fastest_within_the_gate(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: dict[str, float] = {}
+
+    def in_turn(models: dict[str, object], inputs: object) -> dict[str, Speed]:
+        return {name: Speed(1, 1, asked.get(name, 0.5), asked.get(name, 0.5)) for name in models}
+
+    monkeypatch.setattr(exports, "in_turn", in_turn)
+    asked.update(torch=1.0, onnx=2.0)
+    command = ["export", str(made / "bundle"), "--format", "auto", "--gate", "99%", "--json"]
+    assert run([*command, "--out", str(tmp_path / "onnx")]) == 0
+    printed = capsys.readouterr()
+    told = json.loads(printed.out.strip().splitlines()[-1])
+    assert (told["format"], told["quantize"]) == ("onnx", None)
+    assert [form["form"] for form in told["forms"] if form.get("kept")] == ["onnx"]
+    assert {"torch", "onnx", "onnx int8"} <= {form["form"] for form in told["forms"]}
+    assert "(kept)" in printed.err and "torch: 1.0 ms a row" in printed.err
+    assert hs.load(tmp_path / "onnx").record["runtime"]["name"] == "onnx"
+    # Nothing is faster: the bundle stays what it was, and says whose child it is.
+    asked.update(onnx=0.9)
+    assert run([*command, "--out", str(tmp_path / "torch")]) == 0
+    assert "so torch's own was kept" in capsys.readouterr().err
+    kept, source = hs.load(tmp_path / "torch"), hs.load(made / "bundle")
+    np.testing.assert_array_equal(kept.outputs(TEXTS), source.outputs(TEXTS))
+    assert "runtime" not in kept.record and kept.record["lineage"]["parent"] == source.record["lineage"]["id"]
+
+
+def test_auto_leaves_out_what_is_not_installed_or_does_not_pass(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = exports.importlib.util.find_spec
+    monkeypatch.setattr(exports.importlib.util, "find_spec", lambda name: None if name == "openvino" else real(name))
+
+    def refused(self: Forms, engine: str, limit: float) -> Form:
+        raise ProofError(f"too much for {limit}")
+
+    monkeypatch.setattr(Forms, "int8", refused)
+    found = hs.export(made / "bundle", tmp_path / "out", format="auto", gate=0)
+    out = {form["form"]: form["refused"] for form in found.forms if "refused" in form}
+    assert out == {
+        "openvino": "not installed: pip install 'headstart[openvino]'", "onnx int8": "too much for 0.0",
+    }  # fmt: skip
+    said = exports.lines(found)
+    assert "  openvino: out, not installed: pip install 'headstart[openvino]'" in said
+
+
+def test_an_engine_that_is_not_known(plain: Path) -> None:
+    source = hs.load(plain)
+    with pytest.raises(BundleError, match="this bundle is run by 'tpu'; this version of Headstart knows onnx"):
+        GraphModel(source.model.backbone, plain / "onnx" / "model.onnx", "tpu")
+    for engine, name in (("onnx", "ONNX Runtime"), ("openvino", "OpenVINO")):
+        pytest.importorskip("openvino")
+        with pytest.raises(BundleError, match=f"{name} cannot run this model"):
+            ENGINES[engine](b"not a graph")

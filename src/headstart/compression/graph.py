@@ -43,7 +43,8 @@ class _Forward(nn.Module):
 def trace(model: Any, rows: Encoded) -> bytes:
     """The model as an ONNX file, any number of rows and tokens; `rows` are examples.
 
-    Raises BundleError for a modality that is not exported or a network that the exporter cannot follow.
+    Raises MissingExtra without the exporter, BundleError for a modality that is not exported or a network that the
+    exporter cannot follow.
     """
     modality = model.backbone.modality
     if modality not in INPUTS:
@@ -74,6 +75,15 @@ def trace(model: Any, rows: Encoded) -> bytes:
         path = Path(folder) / "model.onnx"
         program.save(path, external_data=False)
         return path.read_bytes()
+
+
+def layers(graph: bytes) -> int:
+    """How many layers have weights."""
+    import onnx
+
+    model = onnx.load_from_string(graph)
+    weights = {item.name for item in model.graph.initializer}
+    return sum(node.op_type in LAYERS and node.input[1] in weights for node in model.graph.node)
 
 
 def errors(graph: bytes) -> dict[str, float]:
