@@ -36,11 +36,11 @@ DONE, STOPPED, FAILED = "done", "stopped", "failed"
 class Row:
     """A model of the table: the start, or what some steps made of it.
 
-    name: the steps, as they were written. test: the metric on test rows, where others than these choose. state: done;
-    stopped, where the gate was not passed; failed, where the step could not be done, with the reason. folder: of the
-    bundle. value: the main metric; loss: by how much it is worse than the start's. parameters: of the network; 0 in a
-    graph. bytes: of the weights. latency_ms and rows_per_second as measured, once and many: how many times as fast as
-    the start. frontier: nothing here is better in quality, one row's time and size at once.
+    name: the steps, as they were written. state: done; stopped, where the gate was not passed; failed, where the step
+    could not be done, with the reason. folder: of the bundle. value: the main metric; test: of test rows, where others
+    than these choose. loss: by how much value is worse than the start's. parameters: of the network; 0 in a graph.
+    bytes: of the weights. latency_ms and rows_per_second as measured, once and many: how many times as fast as the
+    start. frontier: nothing here is better in quality, one row's time and size at once.
     """
 
     name: str
