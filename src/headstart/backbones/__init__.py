@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SOURCES: Mapping[str, str] = {"hf": "hf", "timm": "timm", "file": "local", "pkg": "package"}
 """Prefix of a reference -> module of this package that reads it."""
 
-__all__ = ["DEFAULTS", "SOURCES", "known", "load", "rebuild"]
+__all__ = ["DEFAULTS", "SOURCES", "known", "load", "rebuild", "shorten"]
 
 
 def load(spec: BackboneSpec, modality: str, *, seed: int = 0) -> Backbone:
@@ -87,6 +87,17 @@ def rebuild(record: Mapping[str, Any], folder: Path, *, trust_remote_code: bool 
         raise BackboneError(f"the rebuilt '{record['ref']}' is {made.width} wide; its record says {record['width']}")
     backbone: Backbone = made
     return backbone
+
+
+def shorten(backbone: Any, layers: int | Sequence[int]) -> dict[str, str]:
+    """Keep some blocks of a finished model's backbone, in place, as `backbone.layers` does of a pretrained one.
+
+    What was cut out of these blocks stays cut. Each module that is left: its path before -> after. Raises BackboneError
+    for a network that cannot be shortened.
+    """
+    from headstart.backbones import _shorter
+
+    return _shorter.shorten(backbone, layers)
 
 
 def known() -> list[dict[str, Any]]:
