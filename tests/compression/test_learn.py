@@ -111,6 +111,6 @@ def test_options_that_a_step_does_not_have(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_network_that_nothing_can_be_cut_out_of(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("headstart.compression.learn.find", lambda backbone: [])
+    monkeypatch.setattr("headstart.methods.prune.find", lambda backbone: [])
     with pytest.raises(MethodError, match="no heads, neurons or channels can be cut out of"):
         _cut_options(hs.load(made / "bundle"), Step("prune", {"share": 0.4}))

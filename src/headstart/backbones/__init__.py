@@ -89,6 +89,17 @@ def rebuild(record: Mapping[str, Any], folder: Path, *, trust_remote_code: bool 
     return backbone
 
 
+def shorten(backbone: Any, layers: int | Sequence[int]) -> dict[str, str]:
+    """Keep some blocks of a finished model's backbone, in place, as `backbone.layers` does of a pretrained one.
+
+    What was cut out of these blocks stays cut. Each module that is left: its path before -> after. Raises BackboneError
+    for a network that cannot be shortened.
+    """
+    from headstart.backbones import _shorter
+
+    return _shorter.shorten(backbone, layers)
+
+
 def known() -> list[dict[str, Any]]:
     """What can be named, without importing anything heavy: packages of weights first, then the kinds of reference.
 
@@ -130,30 +141,3 @@ def _hint(ref: str) -> str:
     if not colon and ref.count("/") == 1:
         return f"did you mean 'hf:{ref}'?"
     return "`headstart backbones` lists what there is"
-
-
-def shorten(backbone: Any, layers: int | Sequence[int]) -> dict[str, str]:
-    """Keep some blocks, in place, as `backbone.layers` does; each module that is left: its path before -> after.
-
-    Raises BackboneError for a network that cannot be shortened.
-    """
-    from headstart.backbones import _layers
-    from headstart.backbones._structure import largest_list
-
-    before = {id(module): path for path, module in backbone.named_modules()}
-    network, record = backbone.network, backbone.describe()
-    if record["family"] == "timm":
-        from headstart.backbones._timm_net import block_paths
-
-        kept = _layers.cut_timm(network, layers, backbone.ref)
-        backbone.options = {**backbone.options, "depth": len(kept)}
-        paths: Sequence[str] = block_paths(network)
-    else:
-        from headstart.backbones._hf import make
-
-        pooler, trusted = bool(record.get("pooler")), bool(record.get("remote_code"))
-        kept = _layers.cut_hf(network, layers, lambda config: make(config, pooler, trusted), backbone.ref)
-        paths = largest_list(network)
-    backbone.wire(paths)
-    backbone.source = {**backbone.source, "layers": kept}
-    return {before[id(module)]: path for path, module in backbone.named_modules() if id(module) in before}

@@ -23,7 +23,7 @@ from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, DataError, MethodError, SpecError
 from headstart.hooks import Hooks
 from headstart.loop import Listener
-from headstart.methods.prune import HEADS, NEURONS, find, removable
+from headstart.methods.prune import shares
 from headstart.spec import MethodSpec, Spec
 from headstart.stages import make_methods
 
@@ -35,9 +35,6 @@ EPOCHS = 5
 
 SEEN = 512
 """Training rows that the importance of heads and neurons is read from where nothing heals."""
-
-MOST = 0.95
-"""The largest share of one kind that is cut: every layer keeps its most important member all the same."""
 
 LEARNS: Mapping[str, Mapping[str, Any]] = {"text": {"tables": True}, "image": {"bottom": 0}}
 """What learns beside the blocks, as in the default recipe: options of `freeze`."""
@@ -132,30 +129,9 @@ def _training(source: Bundle, step: Step) -> dict[str, Any]:
 
 
 def _cut_options(source: Bundle, step: Step) -> dict[str, Any]:
-    """What `prune` is told: a share of the blocks' weights becomes half as large a share of heads as of neurons.
-
-    Raises MethodError for a backbone that nothing can be cut out of.
-    """
-    options = _rest(step)
-    if "share" not in step.options:
-        return options
-    backbone: Any = source.model.backbone
-    sizes: dict[str, int] = {}
-    for kind in (HEADS, NEURONS):
-        chosen = [structure for structure in find(backbone) if structure.kind == kind]
-        if chosen and removable(backbone, chosen, torch.Generator().manual_seed(0)):
-            layers = {id(layer): layer for s in chosen for layer in (*s.rows, *s.columns)}
-            sizes[kind] = sum(p.numel() for layer in layers.values() for p in layer.parameters())
-    if not sizes:
-        raise MethodError(
-            f"no heads, neurons or channels can be cut out of '{backbone.ref}': prune takes networks such as BERT, "
-            f"ViT, EfficientNet, MobileNet or ResNet; leave prune out of the plan"
-        )
-    half = 0.5 if NEURONS in sizes else 1.0
-    whole = half * sizes.get(HEADS, 0) + sizes.get(NEURONS, 0)
-    neurons = min(MOST, float(step.options["share"]) * sum(sizes.values()) / whole)
-    given = {HEADS: round(half * neurons, 4), NEURONS: round(neurons, 4)}
-    return {**{kind: given[kind] for kind in sizes}, **options}
+    """What `prune` is told. Raises MethodError for a backbone that nothing can be cut out of."""
+    given = {} if "share" not in step.options else shares(source.model.backbone, float(step.options["share"]))
+    return {**given, **_rest(step)}
 
 
 def shortened(source: Bundle, layers: int | Sequence[int]) -> Bundle:

@@ -15,9 +15,9 @@ from headstart.methods._example import random_example
 from headstart.methods._structures import HEADS, NEURONS, TOLERANCE, Structure, cut, find, removable
 from headstart.protocols import Context, Method
 
-__all__ = ["HEADS", "NEURONS", "Prune", "find", "removable"]
-
 DEFAULTS = {HEADS: 0.25, NEURONS: 0.5}
+MOST = 0.95
+"""The largest share of one kind that `shares` gives: every layer keeps its most important member all the same."""
 
 
 @dataclass
@@ -208,6 +208,30 @@ class Prune(Method):
         """The fields; once something was cut, `kept` says what is left of each layer."""
         found = super().options()
         return {**found, "kept": dict(self.kept_)} if hasattr(self, "kept_") else found
+
+
+def shares(backbone: Any, share: float) -> dict[str, float]:
+    """Options `heads` and `neurons` that remove about this share of the weights in the blocks' heads and inner layers.
+
+    A head carries more than a neuron, so half as large a share of heads goes as of neurons, where there are both.
+    Raises MethodError for a backbone that nothing can be cut out of.
+    """
+    sizes: dict[str, int] = {}
+    for kind in DEFAULTS:
+        chosen = [structure for structure in find(backbone) if structure.kind == kind]
+        if chosen and removable(backbone, chosen, torch.Generator().manual_seed(0)):
+            layers = {id(layer): layer for s in chosen for layer in (*s.rows, *s.columns)}
+            sizes[kind] = sum(p.numel() for layer in layers.values() for p in layer.parameters())
+    if not sizes:
+        raise MethodError(
+            f"no heads, neurons or channels can be cut out of {_name(backbone)}: prune takes networks such as BERT, "
+            f"ViT, EfficientNet, MobileNet or ResNet; leave prune out"
+        )
+    half = 0.5 if NEURONS in sizes else 1.0
+    whole = half * sizes.get(HEADS, 0) + sizes.get(NEURONS, 0)
+    neurons = min(MOST, share * sum(sizes.values()) / whole)
+    given = {HEADS: round(half * neurons, 4), NEURONS: round(neurons, 4)}
+    return {kind: given[kind] for kind in sizes}
 
 
 def choose(scores: Sequence[Tensor], remove: int) -> list[Tensor]:
