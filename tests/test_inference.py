@@ -115,4 +115,9 @@ def test_pieces_of_a_file_are_measured_as_the_whole(
     path.write_text("text,label\n" + "\n".join(lines) + "\n")
     whole = verbs.evaluate(bundle, path)
     monkeypatch.setattr(verbs, "CHUNK", 7)
-    assert verbs.evaluate(bundle, path)["metrics"] == whole["metrics"]
+    pieces = verbs.evaluate(bundle, path)["metrics"]
+    assert pieces.keys() == whole["metrics"].keys()
+    for name, figures in pieces.items():  # products of other shapes round differently on some processors
+        for key, value in figures.items():
+            expected = whole["metrics"][name][key]
+            assert value == (expected if expected is None else pytest.approx(expected, rel=1e-4)), name

@@ -17,7 +17,7 @@ from method_runs import make_loop
     [(0.5, True, "2.0 times as fast"), (0.9, False, "1.1 times as fast"), (3.0, False, "3.0 times as long")],
 )
 def test_bf16_must_be_clearly_faster(half: float, chosen: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {True: iter([9.0, half, 9.0, 9.0]), False: iter([9.0, 1.0, 2.0, 9.0])}
+    seconds = {True: iter([9.0, half, 8.0, half]), False: iter([9.0, 1.0, 1.0, 1.0])}
 
     def once(model: object, rows: object, index: np.ndarray, *, bf16: bool, backward: bool) -> tuple[float, float, int]:
         assert backward and 1 <= len(index) <= precision.ROWS
@@ -36,7 +36,7 @@ def test_measuring_leaves_the_model_as_it_was(kind: str) -> None:
     before = {name: value.clone() for name, value in loop.model.state_dict().items()}
     state = torch.random.get_rng_state()
     found = precision.choose(loop.model, loop.train_rows, loop.training)
-    assert "here" in found.why
+    assert found.why
     assert loop.model.training and all(p.grad is None for p in loop.model.parameters())
     assert torch.equal(state, torch.random.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in loop.model.state_dict().items())

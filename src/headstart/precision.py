@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import numpy as np
 from torch import nn
 
@@ -11,13 +13,16 @@ from headstart.planning import Precision
 from headstart.spec import TrainingSpec
 
 TRIALS = 3
-"""Timed steps of each; the fastest counts, since other work on the machine only ever makes a step slower."""
+"""Pairs of timed steps, turn about, so that a busy moment meets both; the pair in the middle counts."""
 
 ROWS = 16
 """Rows of the batch that is tried, at most."""
 
 FASTER = 1.2
 """bf16 rounds to 8 bits of mantissa: it must win by this factor, more than two timings of one thing differ."""
+
+SHORTEST = 0.01
+"""Seconds of a step below which there is nothing to gain, and too little to tell two timings apart."""
 
 
 def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision:
@@ -30,17 +35,20 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision
     was_training = model.training
     model.eval()
     try:
-        plain, half = _fastest(model, rows, batch, bf16=False), _fastest(model, rows, batch, bf16=True)
+        pairs = [_pair(model, rows, batch) for _ in range(TRIALS + 1)][1:]  # the first warms up
     except RuntimeError:
         return Precision(False, "bf16 does not run on this device")
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
-    times = plain / half
+    if min(plain for plain, _ in pairs) < SHORTEST:
+        return Precision(False, "steps are too short to gain by bf16")
+    times = median(plain / half for plain, half in pairs)
     said = f"bf16 is {times:.1f} times as fast here" if times >= 1 else f"bf16 takes {1 / times:.1f} times as long here"
     return Precision(times >= FASTER, said)
 
 
-def _fastest(model: nn.Module, rows: Encoded, batch: np.ndarray, *, bf16: bool) -> float:
-    """Seconds of the fastest step after one that warms up."""
-    return min(planning.once(model, rows, batch, bf16=bf16, backward=True)[1] for _ in range(TRIALS + 1))
+def _pair(model: nn.Module, rows: Encoded, batch: np.ndarray) -> tuple[float, float]:
+    """Seconds of a step in fp32 and of one in bf16."""
+    plain, half = (planning.once(model, rows, batch, bf16=bf16, backward=True)[1] for bf16 in (False, True))
+    return plain, half

@@ -1,7 +1,8 @@
 """Who served before whom: the versions of a model that were champion, oldest first, as a text of numbers with commas.
 
-The alias `champion` says who serves. This list is written before the alias when a version is promoted and after it when
-one is rolled back, so that whatever moment a process is killed at, what is below the champion in the list is right.
+The alias `champion` says who serves. This list is written before the alias when a version is promoted, and after it
+when one is rolled back, which first ends it at the champion where it does not end there. So whatever moment a process
+is killed at, what is below the champion in the list is right.
 """
 
 from __future__ import annotations

@@ -200,16 +200,18 @@ def rollback(name: str, *, registry: str | Path = PLACE) -> Change:
         serving = place.holder(name, CHAMPION)
         if serving is None:
             raise RegistryError(f"'{name}' has no champion: 'headstart promote {name} VERSION' makes one")
-        served = history.read(place.stack(name))
+        stack = place.stack(name)
+        served = history.up_to(history.read(stack), serving)
         previous = history.before(served, serving, there)
         if previous is None:
             raise RegistryError(
                 f"no version of '{name}' was champion before version {serving}: there is nothing to go back to"
             )
         bundles.load(place.fetch(there[previous]))
+        if history.write(served) != stack:  # left by a rollback that was cut off, and misread after a second one
+            place.keep_stack(name, history.write(served))
         place.point(name, CHAMPION, previous)
-        below = history.up_to(served, serving)[:-1]
-        place.keep_stack(name, history.write(history.up_to(below, previous)))
+        place.keep_stack(name, history.write(history.up_to(served[:-1], previous)))
         if serving in there:
             place.note(there[serving], "rolled_back", _now())
     return Change(name, previous, serving)
