@@ -13,7 +13,7 @@ def remembered(trace: Callable[[Any, Any], bytes]) -> Callable[[Any, Any], bytes
     def wrapped(model: Any, rows: Any) -> bytes:
         key = (
             model.backbone.modality,
-            *((n, tuple(p.shape), float(p.double().sum())) for n, p in model.named_parameters()),
+            *((n, tuple(p.shape), float(p.detach().double().sum())) for n, p in model.named_parameters()),
         )
         if key not in known:
             known[key] = trace(model, rows)
