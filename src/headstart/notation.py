@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tomllib
 from typing import Any
@@ -43,6 +44,18 @@ def parse_size(text: str) -> int:
     if not match:
         raise SpecError(f"expected a size such as 500MB or 2GB, received '{text}'")
     return int(float(match[1]) * (1024 if match[3] else 1000) ** ("kmgt".index(match[2]) + 1))
+
+
+def parse_gate(gate: str | float) -> float:
+    """A loss such as 0.5% or 0.005 as a number. Raises SpecError for anything but one from 0 to below 1."""
+    text = str(gate).strip()
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < 1:
+        raise SpecError(f"expected a gate from 0 to 1 or a percentage, such as 0.5% or 0.005, received '{gate}'")
+    return value
 
 
 def split_commas(text: str) -> list[str]:

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 
 import headstart as hs
-from headstart.compression.quality import compare, compare_scores, find_rows, gate_of
+from headstart.compression.quality import compare, compare_scores, find_rows
 from headstart.errors import DataError, SpecError
+from headstart.notation import parse_gate
 from headstart.tasks.regression import Regression
 
 
 def test_gates() -> None:
-    assert gate_of("0.5%") == pytest.approx(0.005) and gate_of(0.02) == 0.02 and gate_of("0") == 0
+    assert parse_gate("0.5%") == pytest.approx(0.005) and parse_gate(0.02) == 0.02 and parse_gate("0") == 0
     for bad in ("lots", "100%", "-1%", "nan"):
         with pytest.raises(SpecError, match="expected a gate from 0 to 1"):
-            gate_of(bad)
+            parse_gate(bad)
 
 
 def test_rows_given_come_first_then_those_that_validated_then_the_test(made: Path, tmp_path: Path) -> None:

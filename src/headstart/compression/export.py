@@ -13,9 +13,10 @@ from typing import Any
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.compression.forms import Form, Forms
-from headstart.compression.quality import GATE, find_rows, gate_of
+from headstart.compression.quality import GATE, find_rows
 from headstart.compression.timing import Speed, fastest, in_turn
 from headstart.errors import BundleError, DataError, ProofError, SpecError
+from headstart.notation import parse_gate
 from headstart.runtime import ENGINES
 
 AUTO = "auto"
@@ -113,7 +114,7 @@ def _check(format: str, quantize: str | None, gate: str | float | None) -> float
         raise SpecError("format 'auto' tries 8 bits by itself: leave quantize out, or name the format")
     if gate is None:
         return None if quantize is None and format != AUTO else GATE
-    return gate_of(gate)
+    return parse_gate(gate)
 
 
 def _choose(forms: Forms, limit: float, timed: Any) -> tuple[Form, dict[str, Speed], list[dict[str, Any]]]:

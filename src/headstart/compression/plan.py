@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from headstart.compression.quality import gate_of
 from headstart.errors import SpecError, did_you_mean
-from headstart.notation import written
+from headstart.notation import parse_gate, written
 from headstart.spec import MethodSpec
 
 LEARNED = ("prune", "distil")
@@ -100,7 +99,7 @@ def _step(word: str) -> Step:
         value = options.get(key, 1.0)
         if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise SpecError(f"expected {name}:{key} as a number above 0, received '{value}'")
-    gate = None if own is None else 1.0 if own == "off" else gate_of(own)
+    gate = None if own is None else 1.0 if own == "off" else parse_gate(own)
     return Step(name, options, gate)
 
 

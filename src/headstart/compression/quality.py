@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +12,12 @@ import torch
 
 from headstart import data
 from headstart.bundle import Bundle
-from headstart.errors import DataError, SpecError
+from headstart.errors import DataError
 from headstart.protocols import Task
 from headstart.spec import Spec
 
 GATE = 0.01
 """The largest loss of the main metric that is allowed when none is given."""
-
-
-def gate_of(gate: str | float) -> float:
-    """A gate as a number. Raises SpecError for anything but a number from 0 to 1 or a percentage below 100."""
-    text = str(gate).strip()
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        raise SpecError(f"expected a gate from 0 to 1 or a percentage, such as 0.5% or 0.005, received '{gate}'")
-    return value
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ from headstart.compression.export import weights_size
 from headstart.compression.forms import Forms
 from headstart.compression.learn import HEAL, learn
 from headstart.compression.plan import FORMS, Line, Step, parse, slug
-from headstart.compression.quality import GATE, Labelled, Quality, compare_scores, find_rows, gate_of, refusal
+from headstart.compression.quality import GATE, Labelled, Quality, compare_scores, find_rows, refusal
 from headstart.compression.timing import fastest, in_turn
 from headstart.errors import BundleError, DataError, HeadstartError, Interrupted, ProofError, SpecError
 from headstart.loop import Listener
+from headstart.notation import parse_gate
 
 START = "start"
 BEST = "best"
@@ -127,7 +128,7 @@ def compress(
     if heal_epochs is not None and heal_epochs < 0:
         raise SpecError(f"expected epochs to heal of at least 0, received {heal_epochs}")
     lines = [parse(text) for text in dict.fromkeys(texts)]
-    limit = GATE if gate is None else gate_of(gate)
+    limit = GATE if gate is None else parse_gate(gate)
     source = bundle if isinstance(bundle, Bundle) else bundles.load(bundle)
     source = source if task is None else source.only(task)
     if source.tasks:

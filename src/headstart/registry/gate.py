@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from headstart.bundle import Bundle
-from headstart.errors import DataError, RegistryError, SpecError
+from headstart.errors import DataError, RegistryError
 from headstart.evaluation.intervals import measured_draws, paired
 from headstart.evaluation.measure import SMALL, measure_split
 from headstart.registry.rows import Learned, TestRows, load
@@ -81,18 +81,6 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inside) for inside in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def parse_gate(text: str | float) -> float:
-    """A loss such as 0.5% or 0.005 as a number. Raises SpecError."""
-    given = str(text).strip()
-    try:
-        value = float(given.removesuffix("%")) / (100 if given.endswith("%") else 1)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < 1:
-        raise SpecError(f"expected a gate from 0 to 1 or a percentage, such as 0.5% or 0.005, received '{text}'")
-    return value
 
 
 def judge(

@@ -14,6 +14,7 @@ from typing import Any
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.errors import GateError, HeadstartError, RegistryError, did_you_mean
+from headstart.notation import parse_gate
 from headstart.registry import gate as gates
 from headstart.registry import history, records
 from headstart.registry.place import Registry
@@ -130,7 +131,7 @@ def promote(
     Raises GateError, whose `figures` say what was measured, when the gate is not passed: nothing is changed then.
     RegistryError for a version that is not there, serves already or cannot be compared.
     """
-    allowed = gates.parse_gate(gate)
+    allowed = parse_gate(gate)
     if force is not None and not force.strip():
         raise RegistryError("expected a reason with --force, such as 'the old labels were wrong', received none")
     place = Registry(registry)
