@@ -111,12 +111,12 @@ def images(side: str, root: Path, name: str, seed: int, python: str, scratch: Pa
     return {**cost, "accuracy": found["accuracy"], "fit_cpu": found["fit_cpu_seconds"]}
 
 
-def compare(suite: str, root: Path, rounds: int, python: str) -> None:
+def compare(suite: str, root: Path, sets: list[str], rounds: int, python: str) -> None:
     """Every side on every set, turn about; rounds that the file holds are left alone."""
     lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()] if OUT.exists() else []
     done = {(line["set"], line["round"]) for line in lines}
     for number in range(rounds):
-        for name in SETS if suite == "few-shot" else ("hymenoptera",):
+        for name in sets if suite == "few-shot" else ("hymenoptera",):
             if (name, number) in done:
                 continue
             line: dict[str, Any] = {"suite": suite, "set": name, "round": number}
@@ -154,12 +154,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", nargs="?", choices=list(SIDES))
     parser.add_argument("--data-root", type=Path, default=HERE.parents[2] / "shared" / "data")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS), help="of few-shot")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--python", default=sys.executable, help="python of the peers' environment")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     if asked.suite:
-        compare(asked.suite, asked.data_root, asked.rounds, asked.python)
+        compare(asked.suite, asked.data_root, asked.sets, asked.rounds, asked.python)
     if asked.table:
         table()
 
