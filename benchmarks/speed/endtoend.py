@@ -11,9 +11,12 @@ best        the Trainer with batches of 32 grouped by length, 2e-4, 5 epochs (fp
 
 Headstart has the validation file too, on which it chooses; the Trainer's settings are fixed and need none. The Trainer
 answers the test texts after each epoch, on a clock that is stopped, to see when it reaches an accuracy; only the last
-of these is in its time. Each run is one JSON line.
+of these is in its time. With `--steps` the Trainer is cut short and
+answers nothing: its training's rows a CPU second then say what a whole run would take (marked as extrapolated; its
+answers are left out, in its favour). Each run is one JSON line.
 
-    python benchmarks/speed/endtoend.py probe default probe best recipe
+    python benchmarks/speed/endtoend.py probe default probe best recipe      # whole runs
+    python benchmarks/speed/endtoend.py --rounds 3 --steps 50 probe default best
     python benchmarks/speed/endtoend.py --table
 """
 
@@ -36,6 +39,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 OUT = HERE / "endtoend.jsonl"
+ROWS = 9000
 PEERS: dict[str, dict[str, Any]] = {
     "default": {},
     "best": {
@@ -167,8 +171,18 @@ def _ours(report: dict[str, Any]) -> dict[str, Any]:
     return {"accuracy": round(report["metrics"]["test"]["accuracy"]["value"], 5), "stages": stages}
 
 
+def _whole(part: dict[str, Any]) -> float:
+    """CPU seconds that a Trainer would take for all of its epochs, from a part; its answers are not counted."""
+    settings, rate = PEERS[part["side"]], part["rows_a_second"]["cpu"]
+    rows = ROWS * settings.get("num_train_epochs", 3)
+    done = part["steps"] * settings.get("per_device_train_batch_size", 8)
+    return float(part["cpu"]) + (rows - done) / rate
+
+
 def table() -> None:
     """The table of the lines."""
+    from statistics import median
+
     from timing import summary
 
     lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
@@ -182,6 +196,15 @@ def table() -> None:
             row = [summary([100 * one["accuracy"] for one in each])]
             row += [summary([one[key] for one in each]) for key in ("seconds", "cpu", "peak_mb")]
             print(f"| {name} | {len(each)} | " + " | ".join(row) + " |")
+    for name in PEERS:
+        parts = [line for line in lines if line["side"] == name and "steps" in line]
+        ours = [line["cpu"] for line in whole if line["side"] == "probe"]
+        if parts and ours:
+            cpu = [_whole(line) for line in parts]
+            times = summary([one / median(ours) for one in cpu])
+            rate = summary([line["rows_a_second"]["cpu"] for line in parts])
+            print(f"{name}, extrapolated from {len(parts)} parts: {rate} rows a CPU second, {summary(cpu)} CPU seconds, "
+                  f"{times} times the probe's median; peak {summary([line['peak_mb'] for line in parts])} MB")  # fmt: skip
     for line in whole:
         for epoch in line.get("epochs", ()):
             print(f"{line['side']}: {epoch}")
@@ -192,6 +215,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sides", nargs="*", choices=[*OURS, *PEERS, []], help="run in this order")
     parser.add_argument("--data-root", type=Path, default=HERE.parents[2] / "shared" / "data")
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--steps", type=int, default=-1, help="cut the Trainer short, to see its speed")
     parser.add_argument("--alone", choices=PEERS, help="be the child process")
     parser.add_argument("--work", type=Path)
@@ -200,7 +224,7 @@ def main() -> None:
     if asked.alone:
         print(json.dumps(trainer(asked.alone, asked.data_root, asked.work, asked.steps)))
         return
-    for name in asked.sides:
+    for name in asked.sides * asked.rounds:
         line = run(name, asked.data_root, asked.steps)
         with OUT.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
