@@ -11,8 +11,8 @@ best        the Trainer with batches of 32 grouped by length, 2e-4, 5 epochs (fp
 
 Headstart has the validation file too, on which it chooses; the Trainer's settings are fixed and need none. The Trainer
 answers the test texts after each epoch, on a clock that is stopped, to see when it reaches an accuracy; only the last
-of these is in its time. With `--steps` the Trainer is cut short and
-answers nothing: its training's rows a CPU second then say what a whole run would take (marked as extrapolated; its
+of these is in its time. With `--steps` the Trainer is cut short
+and answers nothing: its rows a CPU second in training then say what a whole run would take (marked as extrapolated; its
 answers are left out, in its favour). Each run is one JSON line.
 
     python benchmarks/speed/endtoend.py probe default probe best recipe      # whole runs
@@ -186,7 +186,7 @@ def table() -> None:
     from timing import summary
 
     lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
-    whole = [line for line in lines if "steps" not in line]
+    whole = [line for line in lines if "steps" not in line or line["side"] in OURS]
     print(
         "| | runs | test accuracy % | seconds | CPU seconds | peak memory, MB |\n| --- | --- | --- | --- | --- | --- |"
     )
@@ -203,8 +203,11 @@ def table() -> None:
             cpu = [_whole(line) for line in parts]
             times = summary([one / median(ours) for one in cpu])
             rate = summary([line["rows_a_second"]["cpu"] for line in parts])
-            print(f"{name}, extrapolated from {len(parts)} parts: {rate} rows a CPU second, {summary(cpu)} CPU seconds, "
-                  f"{times} times the probe's median; peak {summary([line['peak_mb'] for line in parts])} MB")  # fmt: skip
+            peak = summary([line["peak_mb"] for line in parts])
+            print(
+                f"{name}, extrapolated from {len(parts)} parts: {rate} rows a CPU second, {summary(cpu)} CPU seconds,"
+            )
+            print(f"    {times} times the probe's median; peak {peak} MB")
     for line in whole:
         for epoch in line.get("epochs", ()):
             print(f"{line['side']}: {epoch}")
