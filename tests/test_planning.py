@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from headstart import planning
 from headstart.planning import Plan, describe_stage
@@ -23,6 +26,27 @@ def test_the_users_rate_wins_then_the_methods_then_the_modalitys() -> None:
     assert planning.choose_rate(TrainingSpec(learning_rate=3e-6), lora, "text") == 3e-6
     assert planning.choose_rate(TrainingSpec(), lora, "text") == lora["lora"].learning_rate("text")
     assert planning.choose_rate(TrainingSpec(), {}, "text") == planning.LEARNING_RATE["text"]
+    kept = TrainingSpec(running_stats="keep")
+    assert planning.choose_rate(kept, {}, "image") < planning.LEARNING_RATE["image"]
+    assert planning.choose_rate(kept, lora, "image") == lora["lora"].learning_rate("image")
+
+
+def test_short_runs_keep_the_statistics_of_a_pretrained_batchnorm() -> None:
+    model, most = make_loop([], "image").model, planning.KEPT_STEPS
+
+    def chosen(model: nn.Module = model, rows: int = 32 * most, pretrained: bool = True, **asked: Any) -> str:
+        methods = {name: make_method(name) for name in asked.pop("methods", ())}
+        training = TrainingSpec(epochs=1, **asked)
+        return planning.choose_stats(training, methods, model, rows, pretrained=pretrained).running_stats
+
+    assert chosen() == "keep"
+    assert chosen(rows=32 * most + 1) == "update"
+    assert chosen(rows=32 * most + 1, batch_size=64) == "keep"
+    assert chosen(rows=32 * most + 1, running_stats="keep") == "keep"
+    assert chosen(running_stats="update") == "update"
+    assert chosen(pretrained=False) == "update"
+    assert chosen(methods=["stochnorm"]) == "update"
+    assert chosen(model=make_loop([], "text").model) == "update", "it has no BatchNorm"
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from headstart import inference
 from headstart.encoded import Encoded
 from headstart.protocols import EXCLUSIVE, Method, overrides
+from headstart.running import has_statistics
 from headstart.spec import TrainingSpec
 
 STEPS = 300
@@ -28,6 +29,14 @@ TIMED = 3
 
 EPOCHS = (5, 50)
 """Fewest and most epochs that the plan chooses by itself."""
+
+KEPT_STEPS = 500
+"""Optimiser steps up to which BatchNorm keeps its pretrained statistics: about as long as the longest run in which
+keeping them was measured (benchmarks, "Statistics of BatchNorm")."""
+
+KEPT_RATE = 1e-4
+"""For the whole backbone while it keeps them: activations then grow with the weights, and 3e-4 cost 10 points on photos
+that look like those of pretraining."""
 
 HOOKS = (
     "rows",
@@ -92,6 +101,8 @@ class StagePlan:
     memory_bytes: int
     batch_bytes: int | None = None
     precision_why: str = ""
+    stats_kept: bool = False
+    """Whether BatchNorm keeps its pretrained statistics."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,8 @@ def _stage_lines(stage: StagePlan) -> list[str]:
     else:
         work = f"{stage.epochs} epochs, {stage.steps} steps, rate {stage.learning_rate:g}, {stage.precision}"
         work += f" ({stage.precision_why})" if stage.precision_why else ""
+        if stage.stats_kept:
+            work += ", statistics of BatchNorm kept"
         if stage.passes_per_step != 1:
             work += f", {stage.passes_per_step:g} passes a step"
     lines = [head, f"             {work}"]
@@ -165,11 +178,28 @@ def choose_epochs(training: TrainingSpec, rows: int) -> int:
 
 
 def choose_rate(training: TrainingSpec, methods: Mapping[str, Method], modality: str) -> float:
-    """The user's learning rate, else what the methods suggest, else the modality's."""
+    """The user's learning rate, else what the methods suggest, else the modality's (kept statistics: a lower one)."""
     if training.learning_rate is not None:
         return training.learning_rate
     suggested = [rate for m in methods.values() if (rate := m.learning_rate(modality)) is not None]
-    return suggested[0] if suggested else LEARNING_RATE.get(modality, 1e-4)
+    usual = KEPT_RATE if training.running_stats == "keep" else LEARNING_RATE.get(modality, 1e-4)
+    return suggested[0] if suggested else usual
+
+
+def choose_stats(
+    training: TrainingSpec, methods: Mapping[str, Method], model: nn.Module, rows: int, *, pretrained: bool
+) -> TrainingSpec:
+    """The same settings with `running_stats` decided: the user's, else kept in a run of at most `KEPT_STEPS` steps.
+
+    Statistics of batches change what the head was solved on, and a short run does not make up for it. They are updated
+    where there are none to keep (no BatchNorm, no pretrained weights) or a method needs those of the batches.
+    """
+    if training.running_stats != "auto":
+        return training
+    steps = choose_epochs(training, rows) * math.ceil(rows / (training.batch_rows * training.accumulate))
+    asked = any("run.statistics" in method.requires() for method in methods.values())
+    keep = pretrained and not asked and has_statistics(model) and steps <= KEPT_STEPS
+    return training.model_copy(update={"running_stats": "keep" if keep else "update"})
 
 
 def choose_device(name: str) -> torch.device:
@@ -302,4 +332,5 @@ def describe_stage(
         # Weights of everything; gradients and two moments of what learns.
         memory_bytes=4 * total + 12 * trainable,
         batch_bytes=costs.kept if costs is not None and not exact else None,
+        stats_kept=training.running_stats == "keep",
     )

@@ -25,6 +25,7 @@ from headstart.loop import Listener, Loop
 from headstart.model import Model
 from headstart.planning import Precision
 from headstart.protocols import Method, Modality, Task
+from headstart.running import has_statistics
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
 
 PROBE_ROWS = 20_000
@@ -271,6 +272,7 @@ class Stages:
         elif training.head != "random" and not (resume and checkpoint is not None and checkpoint.exists()):
             details["head"] = self._start_head(stage, training)
         epochs = planning.choose_epochs(training, len(self.train_rows))
+        training = self._stats(training, methods)
         rate = planning.choose_rate(training, methods, self.modality.name)
         chosen = self._precision(self.model, training)
         if deadline is not None:
@@ -297,11 +299,18 @@ class Stages:
         score = None if self.validation is None else self._score(loop.prefix.of(self.validation, self.model))
         details |= {"bottom": trained.bottom} if trained.bottom else {}
         details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.precision}
+        details |= {"running_stats": training.running_stats} if has_statistics(self.model) else {}
         details |= {"precision_why": chosen.why} if chosen.why and chosen.bf16 == loop.bf16 else {}
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
             trained.history, trained.notes, details,
         )  # fmt: skip
+
+    def _stats(self, training: TrainingSpec, methods: Mapping[str, Method]) -> TrainingSpec:
+        """The settings with BatchNorm's statistics decided."""
+        return planning.choose_stats(
+            training, methods, self.model, len(self.train_rows), pretrained=self.spec.backbone.pretrained
+        )
 
     def _precision(self, model: nn.Module, training: TrainingSpec) -> Precision:
         """What the stage runs in. `auto` is measured once a run, so that all of it runs in one precision."""
@@ -342,7 +351,7 @@ class Stages:
         found = []
         for stage in stages:
             methods, hooks = self.check(stage)
-            training = self.training(stage)
+            training = self._stats(self.training(stage), methods)
             trial: nn.Module = copy.deepcopy(self.model)
             trial = hooks.adapt(trial)
             learning = {id(p): p for group in hooks.groups(trial) for p in group.parameters}
