@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+import dataclasses
 
 import numpy as np
 import pytest
@@ -100,9 +101,29 @@ def test_time_and_memory_of_a_whole_run() -> None:
     tuned = describe_stage("all", {}, TrainingSpec(), costs=costs, **asked)
     assert exact.seconds == pytest.approx(0.1 * 120) and exact.batch_bytes is None
     assert tuned.seconds == pytest.approx(3 * (30 + 2)) and tuned.batch_bytes == 1000
-    assert planning.most_memory((exact, tuned)) == 12 * 10 + 1000 + 4 * 50
-    assert planning.most_memory((exact,)) == 0
+    assert planning.most_memory((exact, tuned)) == planning.REPORT_BYTES + 12 * 10 + 1000 + 4 * 50
+    assert planning.most_memory((exact,)) == planning.REPORT_BYTES + 4 * 50  # the bundle that is loaded to be proven
     assert describe_stage("all", {}, TrainingSpec(), costs=None, **asked).seconds is None
+    slow = dataclasses.replace(costs, first=0.5)
+    started = describe_stage("all", {}, TrainingSpec(), costs=slow, start=7.0, **asked)
+    assert started.seconds == pytest.approx(tuned.seconds + 0.5 * 120 + 7)
+
+
+def test_a_small_part_of_a_batch_of_inference_stands_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop([], "text")
+    lengths = loop.train_rows.prepared.lengths
+    taken: list[int] = []
+
+    def run(model: object, rows: object, index: np.ndarray, **options: bool) -> tuple[float, float, int]:
+        taken.append(len(index))
+        return float(len(index)), float(len(index)), 0
+
+    monkeypatch.setattr(planning, "once", run)
+    monkeypatch.setattr(planning, "TIMED_TOKENS", 2 * int(lengths.max()))
+    costs = planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=False)
+    assert max(taken) < len(lengths)
+    assert costs.answer == pytest.approx(1.0)
+    assert costs.first >= 0
 
 
 def test_a_stage_says_what_learns_how_often_and_in_which_order() -> None:

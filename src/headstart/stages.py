@@ -31,6 +31,9 @@ from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
 PROBE_ROWS = 20_000
 """Rows that a fresh head's probe is solved on at most: more changes a linear head little and costs a pass each."""
 
+HEAD_ROWS = 4096
+"""Rows whose features go through the head at a time."""
+
 
 @dataclass
 class StageResult:
@@ -255,6 +258,18 @@ class Stages:
             self.features[name] = inference.pooled(self.model.backbone, rows)
         return self.features[name]
 
+    def outputs(self, name: str, rows: Encoded) -> np.ndarray:
+        """The model's raw outputs, (rows,K) float32; of an untouched backbone the features are computed once.
+
+        name: of the rows, 'validation' or 'test', which are always the same ones under it.
+        """
+        if not self.untouched:
+            return inference.outputs(self.model, rows)
+        features = torch.from_numpy(self._features(name, rows))
+        with torch.inference_mode():
+            blocks = [self.model.head(part.to(self.device)).cpu() for part in features.split(HEAD_ROWS)]
+        return torch.cat(blocks).numpy()
+
     def _learn(
         self,
         stage: StageSpec,
@@ -343,12 +358,23 @@ class Stages:
         scores = self.task.scores(torch.from_numpy(inference.outputs(self.model, rows)))
         return self.task.measure(scores.numpy(), rows.targets.numpy())[self.task.metric]
 
+    def _solving(self, training: TrainingSpec, costs: planning.Costs) -> float:
+        """Seconds that a fresh head's start on frozen features is going to take; those of a probe's own pass aside."""
+        targets, exact = self.train_rows.targets, training.optimizer == "lbfgs"
+        if targets is None or not (exact or training.head == "probe"):
+            return 0.0
+        targets = targets if exact else targets[:PROBE_ROWS]
+        crossed = self.validation is None
+        solving = probe.expected(self.model.backbone.width, targets, self.task, crossed=crossed)
+        passed = 0 if exact else len(self.train_rows) + len(self.validation or ())
+        return solving + costs.answer * passed
+
     def describe(self, stages: tuple[StageSpec, ...], *, timed: bool) -> list[planning.StagePlan]:
         """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed.
 
         timed: some batches are run to estimate time and memory, with gradients for what learns only.
         """
-        found = []
+        found, fresh = [], self.fresh_head
         for stage in stages:
             methods, hooks = self.check(stage)
             training = self._stats(self.training(stage), methods)
@@ -363,9 +389,11 @@ class Stages:
                 if backward := training.optimizer != "lbfgs":
                     chosen = self._precision(trial, training)
                 costs = planning.measure(trial, self.train_rows, training, bf16=chosen.bf16, backward=backward)
+            start = self._solving(training, costs) if costs and fresh else 0.0
+            fresh = False
             found.append(
                 planning.describe_stage(
-                    stage.name, methods, training, precision=chosen, costs=costs,
+                    stage.name, methods, training, precision=chosen, costs=costs, start=start,
                     rows=len(self.train_rows), validated=len(self.validation or ()),
                     epochs=planning.choose_epochs(training, len(self.train_rows)),
                     rate=planning.choose_rate(training, methods, self.modality.name),
