@@ -26,6 +26,7 @@ from headstart.serve.logs import Log
 from headstart.serve.metrics import Metrics
 from headstart.serve.models import Models, named
 from headstart.serve.state import Server
+from headstart.serve.wire import Wire
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _GRACE = 5
@@ -215,7 +216,7 @@ async def _serve(
     logger.propagate = False
     config = uvicorn.Config(
         make_app(server), log_config=None, access_log=False, lifespan="on", server_header=False, proxy_headers=False,
-        ssl_certfile=place.tls_cert, ssl_keyfile=place.tls_key, ws="none",
+        ssl_certfile=place.tls_cert, ssl_keyfile=place.tls_key, ws="none", http=Wire,
         timeout_graceful_shutdown=int(place.limits.timeout) + _GRACE, limit_concurrency=4 * place.limits.queue_rows,
     )  # fmt: skip
     try:
