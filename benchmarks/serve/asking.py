@@ -113,13 +113,16 @@ async def client(port: int, asked: Iterator[Asked], go_on: Callable[[], bool], f
     writer.close()
 
 
-def load(port: int, asked: Iterator[Asked], clients: int, seconds: float) -> list[float]:
-    """Seconds of each request of this many clients, which share what is asked."""
+def load(port: int | Sequence[int], asked: Iterator[Asked], clients: int, seconds: float) -> list[float]:
+    """Seconds of each request of this many clients, which share what is asked; of several ports each has one."""
+    ports = [port] if isinstance(port, int) else port
 
     async def all_of_them() -> list[float]:
         found: list[float] = []
         stop = time.perf_counter() + seconds
-        await asyncio.gather(*(client(port, asked, lambda: time.perf_counter() < stop, found) for _ in range(clients)))
+        await asyncio.gather(
+            *(client(ports[n % len(ports)], asked, lambda: time.perf_counter() < stop, found) for n in range(clients))
+        )
         return found
 
     return asyncio.run(all_of_them())
@@ -127,12 +130,17 @@ def load(port: int, asked: Iterator[Asked], clients: int, seconds: float) -> lis
 
 def measured(running: Running, asked: Iterator[Asked], clients: int, seconds: float) -> dict[str, float]:
     """Rows a second, CPU milliseconds of the server a row, and the client's p50 and p99, one row a request."""
-    cpu, start = running.cpu(), time.perf_counter()
-    times = sorted(load(running.port, asked, clients, seconds))
+    return measured_all([running], asked, clients, seconds)
+
+
+def measured_all(servers: Sequence[Running], asked: Iterator[Asked], clients: int, seconds: float) -> dict[str, float]:
+    """As `measured`, of several servers together, among which the clients are shared out."""
+    cpu, start = sum(each.cpu() for each in servers), time.perf_counter()
+    times = sorted(load([each.port for each in servers], asked, clients, seconds))
     spent = time.perf_counter() - start
     return {
         "rows_per_second": round(len(times) / spent, 2),
-        "cpu_ms": round(1000 * (running.cpu() - cpu) / len(times), 3),
+        "cpu_ms": round(1000 * (sum(each.cpu() for each in servers) - cpu) / len(times), 3),
         "p50_ms": round(1000 * median(times), 3),
         "p99_ms": round(1000 * times[int(0.99 * (len(times) - 1))], 3),
     }

@@ -3,8 +3,8 @@
     python benchmarks/serve/overhead.py FOLDER --data-root DATA          # appends to overhead.jsonl
     python benchmarks/serve/overhead.py --table
 
-FOLDER is what `peers.py make` wrote: one classifier of Banking77 as `ours` (torch), `onnx` and `int8`. Each is served by
-`headstart serve` in a process that also notes the batches which the network got. A second process asks, one text of
+FOLDER is what `peers.py make` wrote: one classifier of Banking77 as `ours` (torch), `onnx` and `int8`. Each is served
+by `headstart serve` in a process that also notes the batches which the network got. A second process asks, one text of
 Banking77 a request; then the first runs the same batches again, ready as tensors, in a loop and without a server. Both
 in turn, `--rounds` times. With one client it is the middle request that counts, with 32 the rows a second.
 
@@ -31,7 +31,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
-import asking
+import asking  # noqa: E402
 
 OUT = HERE / "overhead.jsonl"
 FORMS = {"torch": "ours", "onnx": "onnx", "int8": "int8"}
@@ -40,7 +40,7 @@ CLIENTS = (1, 32)
 
 
 def host(folder: str) -> None:
-    """The server's process: serves, and at each line on standard input runs again what the network got since the last."""
+    """The server's process: serves, and at each line on standard input runs again what the network got meanwhile."""
     import torch
 
     import headstart as hs
@@ -55,7 +55,7 @@ def host(folder: str) -> None:
         noted.append([inputs for _, inputs in rows])
         return run(self, rows)
 
-    setattr(Lane, "_run", noting)
+    setattr(Lane, "_run", noting)  # noqa: B010
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     serving = threading.Thread(
         target=serve, args=([Path(folder)],), daemon=True,
@@ -106,11 +106,11 @@ def measure(folder: Path, texts: list[str], cores: str, seconds: float, rounds: 
                     yield {**line, "network": again(running)}
 
 
-def table() -> str:
+def table(out: Path) -> str:
     """The lines as Markdown."""
-    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(text) for text in out.read_text(encoding="utf-8").splitlines()]
     rows = [
-        "| form | cores | clients | rows a batch | rows/s, network | rows/s, server | kept | p50 ms, network | server | added |"
+        "| form | cores | clients | rows a batch | rows/s, network | server | kept | p50 ms, network | server | added |"
     ]
     rows.append("| --- | --- " + "| ---: " * 8 + "|")
     for key in dict.fromkeys((line["form"], line["cores"], line["clients"]) for line in lines):
@@ -150,7 +150,7 @@ def main() -> None:
             for line in measure(asked.folder, texts, cores, asked.seconds, asked.rounds):
                 with asked.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
-    print(table())
+    print(table(asked.out))
 
 
 if __name__ == "__main__":
