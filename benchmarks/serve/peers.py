@@ -6,8 +6,8 @@
     python benchmarks/serve/peers.py many FOLDER --data-root DATA      # N models: one server, or N plain ones
     python benchmarks/serve/peers.py table
 
-`make` fits MiniLM-L6 to Banking77, writes it once more as a transformers folder (see `speed/predict.py`), and exports it
-to ONNX, in full precision and in 8 bits. The peers are what their documentation shows (`peer_plain.py`: FastAPI, a plain
+`make` fits MiniLM-L6 to Banking77, writes it again as a transformers folder (see `speed/predict.py`), and exports it
+to ONNX, in full precision and in 8 bits. Peers are as their documentation shows (`peer_plain.py`: FastAPI, a plain
 `def` endpoint in its threads, `transformers.pipeline`; `peer_lit.py`: LitServe with its batching, at three settings, of
 which the best at 32 clients in a short trial is kept), in float32. All servers run at once and are asked in turn, one
 text a request, each with one core for its process or processes and one thread a network; the clients have the other.

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from headstart.errors import HeadstartError
 
-
 SMALL = 1 << 20
 """Bytes below which no file is made: a request of a few rows must not wait for the disk."""
 
