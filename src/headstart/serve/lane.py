@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from headstart.encoded import Encoded
 from headstart.errors import DataError
 from headstart.protocols import Backbone, Modality
 from headstart.serve.batcher import Batcher
@@ -125,7 +124,7 @@ class Lane:
 
     def _encode(self, inputs: Sequence[str | bytes]) -> tuple[list[Inputs], list[int]]:
         try:
-            prepared = Encoded.of(self._modality, self._backbone, inputs).prepared
+            prepared = self._modality.prepare(inputs, self._backbone)
             rows = [prepared.take([row]) for row in range(len(prepared))]
         except DataError as error:
             found = re.match(r"rows? (\d+)", str(error))
