@@ -20,8 +20,10 @@ import argparse
 import json
 import os
 import sys
+import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -64,8 +66,6 @@ class Server:
 
     def labels(self, texts: list[str]) -> list[str]:
         """The label of each text."""
-        import urllib.request
-
         found = []
         for text in texts:
             url = f"http://127.0.0.1:{self.running.port}{self.path.format('model')}"
@@ -86,7 +86,13 @@ def ours(folder: Path, core: set[int]) -> Iterator[Server]:
 def peer(script: str, folder: Path, core: set[int], *options: str) -> Iterator[Server]:
     command = [sys.executable, str(HERE / script), str(folder / "theirs"), *options]
     with asking.started(command, core) as running:
-        yield Server(running, "/predict")
+        server = Server(running, "/predict")
+        for _ in range(240):  # the port is printed before it can be asked
+            with suppress(OSError):
+                server.labels(["ready?"])
+                break
+            time.sleep(0.5)
+        yield server
 
 
 def best(folder: Path, texts: list[str], seconds: float) -> tuple[str, str]:
