@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,13 @@ class TextBackbone(NetworkBackbone):
         if shift is None:
             yield
             return
-        handle = self.words().register_forward_hook(lambda module, args, output: output + shift.to(output.dtype))
+        # Another thread may run the same network meanwhile, as a server does: its rows are not shifted.
+        own = threading.get_ident()
+
+        def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return output + shift.to(output.dtype) if threading.get_ident() == own else output
+
+        handle = self.words().register_forward_hook(add)
         try:
             yield
         finally:
