@@ -17,13 +17,15 @@ ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values", "members"),
-    ("notation", "sections", "stores"),
+    ("notation", "sections", "stores", "inside"),
+    ("training",),
     ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "running", "optimiser", "recipe", "probe", "evaluation"),
     ("inference", "runtime", "borrowed", "hooks", "fitted", "label_errors", "heads", "kept", "scoring"),
-    ("reaching", "planning", "settings"),
-    ("prefix", "precision"),
+    ("casting", "recompute"),
+    ("reaching", "planning", "settings", "ways"),
+    ("prefix", "precision", "room"),
     ("loop", "views"),
     ("bundle", "robustness"),
     ("stages",),

@@ -13,7 +13,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from headstart.running import copied, interrupts, set_modes, swapped
 from headstart.spec import TrainingSpec
 from headstart.state import load_state, random_state, save_state, set_random_state
 from headstart.values import Batch, Group, Progress, View
+from headstart.ways import Ways
 
 Listener = Callable[[str, Mapping[str, Any]], None]
 """Called with an event name ('step', 'epoch', 'note') and its figures."""
@@ -70,7 +72,7 @@ class Loop:
     epochs: int
     learning_rate: float
     device: torch.device
-    bf16: bool = False
+    ways: Ways = field(default_factory=Ways)
     checkpoint: Path | None = None
     identity: str = ""
     listen: Listener = lambda event, figures: None
@@ -175,8 +177,9 @@ class Loop:
         window = [self.hooks.transform(batch.to(self.device), i) for i, batch in enumerate(window)]
         total = self.accelerator.reduce(torch.stack([batch.weight.sum() for batch in window]).sum())
         loss = torch.zeros((), device=self.device)
-        for position, batch in enumerate(window):
-            loss = loss + self.hooks.make_gradients(batch, lambda b: self._loss(b, total), position)
+        with self.ways.step(self.model):
+            for position, batch in enumerate(window):
+                loss = loss + self.hooks.make_gradients(batch, lambda b: self._loss(b, total), position)
         priors = self.hooks.priors(self.model)
         if priors:
             prior = torch.stack(list(priors.values())).sum()
@@ -209,13 +212,8 @@ class Loop:
         size = len(batch) if most is None or mask is None else max(1, most // mask.shape[1])
         return [batch.part(slice(start, start + size)) for start in range(0, len(batch), size)]
 
-    @property
-    def precision(self) -> str:
-        """What forward passes run in."""
-        return "bf16" if self.bf16 else "fp32"
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return self.ways.pass_(self.model)
 
     def _loss(self, batch: Batch, total: Tensor) -> Tensor:
         with self._autocast():
@@ -311,7 +309,7 @@ class Loop:
         alone = self.accelerator.num_processes == 1
         return Prefix(
             self.hooks, self.train_rows, self.validation, self.training.cache,
-            bf16=self.bf16, alone=alone, tell=tell, stop=stop, known=self.known,
+            precision=self.ways.precision, alone=alone, tell=tell, stop=stop, known=self.known,
         )  # fmt: skip
 
     def _elapsed(self) -> float:
@@ -334,7 +332,7 @@ class Loop:
             "identity": self.identity,
             "position": list(self.position),
             "steps_done": self.steps_done,
-            "bf16": self.bf16,
+            "precision": self.ways.precision,
             "bad": self.bad,
             "losses": self.losses,
             "seconds": self._elapsed(),
@@ -359,7 +357,8 @@ class Loop:
         self.position = (record["position"][0], record["position"][1])
         self.steps_done, self.bad, self.before = record["steps_done"], record["bad"], record["seconds"]
         # A run that was begun in one precision ends in it, whatever would measure faster now.
-        self.bf16 = self.prefix.bf16 = record["bf16"]
+        self.ways = replace(self.ways, precision=record["precision"])
+        self.prefix.precision = self.ways.precision
         self.model.load_state_dict(record["model"])
         self.losses = list(record["losses"])
         self.best_weights, self.result.best = record["best_weights"], record["best"]

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import inference
+from headstart import casting, inference
 from headstart.encoded import Encoded
 from headstart.protocols import EXCLUSIVE, Method, overrides
 from headstart.spec import TrainingSpec
@@ -60,15 +60,18 @@ class Costs:
 
 @dataclass(frozen=True)
 class Precision:
-    """Whether forward passes run in bf16 autocast, and why. Weights, losses and updates are float32 in both."""
+    """What forward passes run in, one of `casting.KINDS`, and why."""
 
-    bf16: bool
+    name: str = "fp32"
     why: str = ""
 
-    @property
-    def name(self) -> str:
-        """`bf16` or `fp32`."""
-        return "bf16" if self.bf16 else "fp32"
+
+@dataclass(frozen=True)
+class Choice:
+    """Whether a step is made in some other way than the plain one, and why."""
+
+    on: bool
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class StagePlan:
     memory_bytes: int
     batch_bytes: int | None = None
     precision_why: str = ""
+    checkpointing: bool = False
+    checkpointing_why: str = ""
 
 
 @dataclass(frozen=True)
@@ -144,10 +149,16 @@ def _stage_lines(stage: StagePlan) -> list[str]:
         memory += f" and {stage.batch_bytes / 2**20:,.0f} MiB for a batch"
     cost = f"learns {stage.trainable:,} of {stage.total:,} parameters ({share:.1f} %), {memory}"
     lines.append(f"             {cost}" + (f", about {_duration(stage.seconds)}" if stage.seconds is not None else ""))
+    if stage.checkpointing or stage.checkpointing_why:
+        lines.append(f"             {_checkpointing(stage)}")
     order = [f"{hook}: {' > '.join(names)}" for hook, names in stage.hooks.items()]
     if order:
         lines.append(f"             {'; '.join(order)}")
     return lines
+
+
+def _checkpointing(stage: StagePlan) -> str:
+    return f"gradient checkpointing ({stage.checkpointing_why})" if stage.checkpointing else stage.checkpointing_why
 
 
 def _duration(seconds: float) -> str:
@@ -179,39 +190,53 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def measure(model: nn.Module, rows: Encoded, training: TrainingSpec, *, bf16: bool, backward: bool) -> Costs:
+def measure(
+    model: nn.Module,
+    rows: Encoded,
+    training: TrainingSpec,
+    *,
+    precision: str,
+    backward: bool,
+    step: AbstractContextManager[Any] | None = None,
+) -> Costs:
     """What rows cost, from `TIMED` batches of the first epoch after one untimed batch; the model is left as it was.
 
     The batches stand for equally many others, from short to long, so padding and long rows count as often as they
-    occur. Without `backward` they are those of inference. The update itself is not timed.
+    occur. Without `backward` they are those of inference. The update itself is not timed. step: how steps are made.
     """
-    batches = rows.plan(training, 0) if backward else inference.plan(rows)
-    if backward and training.max_tokens is not None:
-        sizes = [max(1, training.max_tokens // int(rows.prepared.lengths[batch].max())) for batch in batches]
-        pairs = zip(batches, sizes, strict=True)
-        batches = [batch[at : at + size] for batch, size in pairs for at in range(0, len(batch), size)]
-    padded = np.array([len(batch) * int(rows.prepared.lengths[batch].max()) for batch in batches])
+    found = batches(rows, training, backward=backward)
+    padded = np.array([len(batch) * int(rows.prepared.lengths[batch].max()) for batch in found])
     order = np.argsort(padded, kind="stable")
     was_training = model.training
     model.eval()
     kept, seconds, answers, done = 0, 0.0, 0.0, 0.0
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(step or nullcontext())
+        stack.callback(model.train, was_training)
+        stack.callback(model.zero_grad, set_to_none=True)
         # The longest comes first: it warms up, and shows the largest amount that waits for the backward pass.
-        kept = once(model, rows, batches[order[-1]], bf16=bf16, backward=backward, weigh=True)[2]
+        kept = once(model, rows, found[order[-1]], precision=precision, backward=backward, weigh=True)[2]
         for group in np.array_split(order, min(TIMED, len(order))):
-            batch = batches[group[len(group) // 2]]
-            forward, whole, _ = once(model, rows, batch, bf16=bf16, backward=backward)
+            batch = found[group[len(group) // 2]]
+            forward, whole, _ = once(model, rows, batch, precision=precision, backward=backward)
             answers += forward * len(group)
             seconds += whole * len(group)
             done += len(batch) * len(group)
-    finally:
-        model.zero_grad(set_to_none=True)
-        model.train(was_training)
     return Costs(seconds / done, answers / done, kept)
 
 
+def batches(rows: Encoded, training: TrainingSpec, *, backward: bool) -> list[np.ndarray]:
+    """The batches that are computed at a time: of the first epoch, in parts of `max_tokens`, or of inference."""
+    found = rows.plan(training, 0) if backward else inference.plan(rows)
+    if backward and training.max_tokens is not None:
+        sizes = [max(1, training.max_tokens // int(rows.prepared.lengths[batch].max())) for batch in found]
+        pairs = zip(found, sizes, strict=True)
+        found = [batch[at : at + size] for batch, size in pairs for at in range(0, len(batch), size)]
+    return found
+
+
 def once(
-    model: nn.Module, rows: Encoded, index: np.ndarray, *, bf16: bool, backward: bool, weigh: bool = False
+    model: nn.Module, rows: Encoded, index: np.ndarray, *, precision: str, backward: bool, weigh: bool = False
 ) -> tuple[float, float, int]:
     """Seconds of the forward pass and of both passes of one batch; with `weigh` the bytes kept in between."""
     device = next(model.parameters()).device
@@ -227,7 +252,7 @@ def once(
 
     weighing = torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor) if weigh else nullcontext()
     started = time.perf_counter()
-    with torch.set_grad_enabled(backward), torch.autocast(device.type, torch.bfloat16, enabled=bf16), weighing:
+    with torch.set_grad_enabled(backward), casting.running(model, precision), weighing:
         loss = model(batch)[1].float().square().mean()
     _wait(device)
     forward = time.perf_counter() - started
@@ -255,9 +280,14 @@ def epoch_seconds(costs: Costs, rows: int, validated: int, passes: float) -> flo
     return costs.step * rows * passes + costs.answer * validated
 
 
+def step_memory(trainable: int, total: int) -> int:
+    """Bytes that training needs beside the weights and a batch: gradients, two moments, a copy of the weights."""
+    return 12 * trainable + 4 * total
+
+
 def most_memory(stages: Sequence[StagePlan]) -> int:
-    """Bytes that the hungriest stage needs beside the weights: gradients, moments, a batch, a copy of the weights."""
-    each = (12 * stage.trainable + (stage.batch_bytes or 0) + 4 * stage.total for stage in stages if stage.steps)
+    """Bytes that the hungriest stage needs beside the weights."""
+    each = (step_memory(stage.trainable, stage.total) + (stage.batch_bytes or 0) for stage in stages if stage.steps)
     return max(each, default=0)
 
 
@@ -274,6 +304,7 @@ def describe_stage(
     precision: Precision,
     costs: Costs | None,
     validated: int = 0,
+    recompute: Choice | None = None,
 ) -> StagePlan:
     """A stage's plan from what was chosen for it. validated: rows that are answered after each epoch."""
     exact = training.optimizer == "lbfgs"
@@ -302,4 +333,6 @@ def describe_stage(
         # Weights of everything; gradients and two moments of what learns.
         memory_bytes=4 * total + 12 * trainable,
         batch_bytes=costs.kept if costs is not None and not exact else None,
+        checkpointing=recompute is not None and recompute.on,
+        checkpointing_why=recompute.why if recompute is not None else "",
     )

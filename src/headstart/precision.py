@@ -13,7 +13,7 @@ from headstart.planning import Precision
 from headstart.spec import TrainingSpec
 
 TRIALS = 3
-"""Pairs of timed steps, turn about, so that a busy moment meets both; the pair in the middle counts."""
+"""Rounds of timed steps, turn about, so that a busy moment meets all; the round in the middle counts."""
 
 ROWS = 16
 """Rows of the batch that is tried, at most."""
@@ -24,31 +24,50 @@ FASTER = 1.2
 SHORTEST = 0.01
 """Seconds of a step below which there is nothing to gain, and too little to tell two timings apart."""
 
+HALVES = ("bf16", "bf16_weights")
+
 
 def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision:
-    """What is faster on the model's device: fp32, unless bf16 clearly is.
+    """What is fastest on the model's device: fp32, unless a kind of bf16 clearly is.
 
-    Times a step of a batch of usual length in both, without an update; the model is left as it was.
+    Times a step of a batch of usual length in each, without an update; the model is left as it was.
     """
     batches = sorted(rows.plan(training, 0), key=lambda batch: int(np.max(rows.prepared.lengths[batch])))
     batch = batches[len(batches) // 2][:ROWS]
     was_training = model.training
     model.eval()
+    kinds = ["fp32", *HALVES]
+    times: dict[str, list[float]] = {}
     try:
-        pairs = [_pair(model, rows, batch) for _ in range(TRIALS + 1)][1:]  # the first warms up
-    except RuntimeError:
-        return Precision(False, "bf16 does not run on this device")
+        for number in range(TRIALS + 1):
+            for kind in list(kinds):
+                try:
+                    spent = planning.once(model, rows, batch, precision=kind, backward=True)[1]
+                except Exception:  # what foreign code does with a type that it does not expect
+                    if kind == "fp32":
+                        raise
+                    kinds.remove(kind)
+                    continue
+                if number:  # the first round warms up
+                    times.setdefault(kind, []).append(spent)
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
-    if min(plain for plain, _ in pairs) < SHORTEST:
-        return Precision(False, "steps are too short to gain by bf16")
-    times = median(plain / half for plain, half in pairs)
-    said = f"bf16 is {times:.1f} times as fast here" if times >= 1 else f"bf16 takes {1 / times:.1f} times as long here"
-    return Precision(times >= FASTER, said)
+    tried = [kind for kind in kinds if kind in HALVES]
+    if not tried:
+        return Precision("fp32", "bf16 does not run on this device")
+    if min(times["fp32"]) < SHORTEST:
+        return Precision("fp32", "steps are too short to gain by bf16")
+    gains = {
+        kind: median(plain / half for plain, half in zip(times["fp32"], times[kind], strict=True)) for kind in tried
+    }
+    best = max(gains, key=lambda kind: gains[kind])
+    said = "; ".join(_said(kind, gain) for kind, gain in gains.items())
+    return Precision(best if gains[best] >= FASTER else "fp32", said)
 
 
-def _pair(model: nn.Module, rows: Encoded, batch: np.ndarray) -> tuple[float, float]:
-    """Seconds of a step in fp32 and of one in bf16."""
-    plain, half = (planning.once(model, rows, batch, bf16=bf16, backward=True)[1] for bf16 in (False, True))
-    return plain, half
+def _said(kind: str, gain: float) -> str:
+    named = {"bf16": "bf16", "bf16_weights": "bf16 with bf16 weights"}[kind]
+    return (
+        f"{named} is {gain:.1f} times as fast here" if gain >= 1 else f"{named} takes {1 / gain:.1f} times as long here"
+    )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import bundle, catalog, heads, inference, label_errors, planning, precision, probe, settings
+from headstart import bundle, catalog, heads, inference, label_errors, planning, precision, probe, room, settings
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError, did_you_mean
 from headstart.evaluation.calibration import temperature_of
@@ -23,9 +23,11 @@ from headstart.fitted import make_task, make_tasks
 from headstart.hooks import Hooks
 from headstart.loop import Listener, Loop
 from headstart.model import Model
-from headstart.planning import Precision
+from headstart.planning import Choice, Precision
 from headstart.protocols import Method, Modality, Task
+from headstart.room import Weighed
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
+from headstart.ways import Ways
 
 PROBE_ROWS = 20_000
 """Rows that a fresh head's probe is solved on at most: more changes a linear head little and costs a pass each."""
@@ -100,6 +102,9 @@ class Stages:
     features: dict[str, np.ndarray] = field(default_factory=dict)
     measured: Precision | None = None
     """What `training.precision = "auto"` has become."""
+
+    weighed: dict[str, Weighed] = field(default_factory=dict)
+    """What stages keep for their backward pass, and whether they compute it again, by name."""
 
     suspects: list[label_errors.Suspect] = field(default_factory=list)
     """Training rows whose label looks wrong, the likeliest first."""
@@ -273,9 +278,10 @@ class Stages:
         epochs = planning.choose_epochs(training, len(self.train_rows))
         rate = planning.choose_rate(training, methods, self.modality.name)
         chosen = self._precision(self.model, training)
+        again = self._again(stage, training)
         if deadline is not None:
             left = max(1.0, deadline - time.monotonic())
-            costs = planning.measure(self.model, rows, training, bf16=chosen.bf16, backward=True)
+            costs = planning.measure(self.model, rows, training, precision=chosen.name, backward=True)
             passes = math.prod(method.passes() for method in methods.values())
             epoch = planning.epoch_seconds(costs, len(rows), len(self.validation or ()), passes)
             epochs = max(1, min(epochs, int(left / max(1e-9, epoch))))
@@ -285,7 +291,8 @@ class Stages:
             known.pop("train", None)
         loop = Loop(
             self.model, hooks, rows, self.validation, training, epochs, rate, self.device,
-            bf16=chosen.bf16, checkpoint=checkpoint, identity=identity, listen=self.listen, known=known,
+            ways=Ways(chosen.name, recompute=again.on), checkpoint=checkpoint, identity=identity, listen=self.listen,
+            known=known,
         )  # fmt: skip
         trained = loop.train(resume=resume)
         self.model = trained.model  # type: ignore[assignment]
@@ -296,8 +303,9 @@ class Stages:
         self.untouched = self.untouched and not learned_inside and not hooks.owners("finish")
         score = None if self.validation is None else self._score(loop.prefix.of(self.validation, self.model))
         details |= {"bottom": trained.bottom} if trained.bottom else {}
-        details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.precision}
-        details |= {"precision_why": chosen.why} if chosen.why and chosen.bf16 == loop.bf16 else {}
+        details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.ways.precision}
+        details |= {"precision_why": chosen.why} if chosen.why and chosen.name == loop.ways.precision else {}
+        details |= {"gradient_checkpointing": again.why} if again.on else {}
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
             trained.history, trained.notes, details,
@@ -306,7 +314,7 @@ class Stages:
     def _precision(self, model: nn.Module, training: TrainingSpec) -> Precision:
         """What the stage runs in. `auto` is measured once a run, so that all of it runs in one precision."""
         if training.precision != "auto":
-            return Precision(training.precision == "bf16")
+            return Precision(training.precision)
         if self.measured is None:
             self.measured = precision.choose(model, self.train_rows, training)
         return self.measured
@@ -334,6 +342,26 @@ class Stages:
         scores = self.task.scores(torch.from_numpy(inference.outputs(self.model, rows)))
         return self.task.measure(scores.numpy(), rows.targets.numpy())[self.task.metric]
 
+    def _trial(self, stage: StageSpec) -> tuple[nn.Module, dict[str, Method], list[nn.Parameter]]:
+        """A copy of the model after the stage's surgery, with gradients for what learns; its methods; what learns."""
+        methods, hooks = self.check(stage)
+        trial: nn.Module = hooks.adapt(copy.deepcopy(self.model))
+        learning = {id(p): p for group in hooks.groups(trial) for p in group.parameters}
+        learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr]
+        for parameter in trial.parameters():
+            parameter.requires_grad_(id(parameter) in learning)
+        return trial, methods, list(learning.values())
+
+    def _again(self, stage: StageSpec, training: TrainingSpec) -> Choice:
+        """Whether blocks are computed again in the backward pass: decided once a stage, by its plan if it has one."""
+        if training.gradient_checkpointing == "off":
+            return Choice(False)
+        if stage.name not in self.weighed:
+            trial, _, _ = self._trial(stage)
+            precision = self._precision(trial, training).name
+            self.weighed[stage.name] = room.choose(trial, self.train_rows, training, precision)
+        return self.weighed[stage.name].choice
+
     def describe(self, stages: tuple[StageSpec, ...], *, timed: bool) -> list[planning.StagePlan]:
         """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed.
 
@@ -341,27 +369,29 @@ class Stages:
         """
         found = []
         for stage in stages:
-            methods, hooks = self.check(stage)
             training = self.training(stage)
-            trial: nn.Module = copy.deepcopy(self.model)
-            trial = hooks.adapt(trial)
-            learning = {id(p): p for group in hooks.groups(trial) for p in group.parameters}
-            learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr]
-            chosen, costs = Precision(training.precision == "bf16"), None
+            trial, methods, learning = self._trial(stage)
+            asked = "fp32" if training.precision == "auto" else training.precision
+            chosen, costs, again = Precision(asked), None, None
             if timed:
-                for parameter in trial.parameters():
-                    parameter.requires_grad_(id(parameter) in learning)
                 if backward := training.optimizer != "lbfgs":
                     chosen = self._precision(trial, training)
-                costs = planning.measure(trial, self.train_rows, training, bf16=chosen.bf16, backward=backward)
+                    self.weighed[stage.name] = room.choose(trial, self.train_rows, training, chosen.name)
+                    again = self.weighed[stage.name]
+                step = Ways(recompute=again is not None and again.choice.on).step(trial)
+                costs = planning.measure(
+                    trial, self.train_rows, training, precision=chosen.name, backward=backward, step=step
+                )
+                costs = costs if again is None else dataclasses.replace(costs, kept=again.kept)
             found.append(
                 planning.describe_stage(
                     stage.name, methods, training, precision=chosen, costs=costs,
                     rows=len(self.train_rows), validated=len(self.validation or ()),
                     epochs=planning.choose_epochs(training, len(self.train_rows)),
                     rate=planning.choose_rate(training, methods, self.modality.name),
-                    trainable=sum(p.numel() for p in learning.values()),
+                    trainable=sum(p.numel() for p in learning),
                     total=sum(p.numel() for p in trial.parameters()),
+                    recompute=None if again is None else again.choice,
                 )
             )  # fmt: skip
         return found
