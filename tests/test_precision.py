@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
 from headstart import planning, precision
+from headstart.errors import SpecError
 from method_runs import make_loop
 
 
@@ -74,5 +73,19 @@ def test_a_failure_in_fp32_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -
     loop = make_loop([], "text")
     with pytest.raises(RuntimeError, match="not implemented"):
         precision.choose(loop.model, loop.train_rows, loop.training)
-    arguments: Any = loop.model
-    assert arguments.training
+    assert loop.model.training
+
+
+@pytest.mark.parametrize("asked", ["fp32", "bf16", "bf16_weights"])
+def test_what_is_asked_for_is_taken(asked: str) -> None:
+    loop = make_loop([], "text")
+    training = loop.training.model_copy(update={"precision": asked})
+    assert precision.choose(loop.model, loop.train_rows, training) == planning.Precision(asked)
+
+
+def test_bf16_weights_are_refused_where_the_network_does_not_run_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"fp32": [1.0] * 4})
+    loop = make_loop([], "text")
+    training = loop.training.model_copy(update={"precision": "bf16_weights"})
+    with pytest.raises(SpecError, match=r"'bf16_weights' is not for this backbone .* choose bf16"):
+        precision.choose(loop.model, loop.train_rows, training)

@@ -28,6 +28,7 @@ from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, HeadstartError, Interrupted
 from headstart.hooks import Hooks
 from headstart.optimiser import Optimiser
+from headstart.planning import Choice
 from headstart.prefix import Prefix
 from headstart.running import copied, interrupts, set_modes, swapped
 from headstart.spec import TrainingSpec
@@ -47,7 +48,8 @@ thuml's transfer library), five times for one that knows something, whose weight
 class Trained:
     """What a run leaves: the model, its history (one record per validation) and its cost.
 
-    bottom: whether its frozen bottom was computed once, and if not why, where there was one.
+    bottom: whether its frozen bottom was computed once, and if not why, where there was one. compiled: whether its
+    blocks were compiled, and why.
     """
 
     model: nn.Module
@@ -58,6 +60,7 @@ class Trained:
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
     bottom: list[str] = field(default_factory=list)
+    compiled: Choice = field(default_factory=lambda: Choice(False))
 
 
 @dataclass
@@ -108,8 +111,20 @@ class Loop:
             if resume and self.checkpoint is not None and self.checkpoint.exists():
                 self._load()
             self.started = self.saved = time.monotonic()
+            self._compile()
             self._epochs()
             return self._finish()
+
+    def _compile(self) -> None:
+        """Decide whether blocks are compiled, once it is known who learns."""
+
+        def batches() -> list[Batch]:
+            plan = sorted(self._plan(0), key=lambda item: int(self.train_rows.prepared.lengths[item[0]].max()))
+            chosen = [plan[place * (len(plan) - 1) // 2] for place in range(3)]
+            return [part for item in chosen for part in self._parts(self._take(*item).to(self.device))[:1]]
+
+        if self.accelerator.num_processes == 1:
+            self.ways, self.result.compiled = self.ways.settled(self.model, batches)
 
     def _steps(self) -> int:
         if self.steps_per_epoch is None:
@@ -293,6 +308,8 @@ class Loop:
         self.model.eval()
         self.result.model = self.hooks.finish(self.model)
         self.result.seconds = self._elapsed()
+        if self.ways.compiled is not None and (why := self.ways.compiled.failed):
+            self.result.notes.append(f"the compiler was given up, and steps were computed without it: {why}")
         for parameter in self.result.model.parameters():
             parameter.grad = None
         return self.result
@@ -333,6 +350,7 @@ class Loop:
             "position": list(self.position),
             "steps_done": self.steps_done,
             "precision": self.ways.precision,
+            "compiled": self.ways.compiled is not None,
             "bad": self.bad,
             "losses": self.losses,
             "seconds": self._elapsed(),
@@ -357,7 +375,8 @@ class Loop:
         self.position = (record["position"][0], record["position"][1])
         self.steps_done, self.bad, self.before = record["steps_done"], record["bad"], record["seconds"]
         # A run that was begun in one precision ends in it, whatever would measure faster now.
-        self.ways = replace(self.ways, precision=record["precision"])
+        compiled = "on" if record["compiled"] else "off"
+        self.ways = replace(self.ways, precision=record["precision"], compile=compiled)
         self.prefix.precision = self.ways.precision
         self.model.load_state_dict(record["model"])
         self.losses = list(record["losses"])

@@ -9,6 +9,7 @@ from torch import nn
 
 from headstart import planning
 from headstart.encoded import Encoded
+from headstart.errors import SpecError
 from headstart.planning import Precision
 from headstart.spec import TrainingSpec
 
@@ -28,22 +29,27 @@ HALVES = ("bf16", "bf16_weights")
 
 
 def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision:
-    """What is fastest on the model's device: fp32, unless a kind of bf16 clearly is.
+    """As asked; with `auto` what is fastest on the model's device: fp32, unless a kind of bf16 clearly is.
 
-    Times a step of a batch of usual length in each, without an update; the model is left as it was.
+    Times a step of a batch of usual length in each, without an update; the model is left as it was. Raises SpecError
+    where bf16 weights are asked for and this network does not run with them.
     """
+    if training.precision in ("fp32", "bf16"):
+        return Precision(training.precision)
     batches = sorted(rows.plan(training, 0), key=lambda batch: int(np.max(rows.prepared.lengths[batch])))
     batch = batches[len(batches) // 2][:ROWS]
     was_training = model.training
     model.eval()
-    kinds = ["fp32", *HALVES]
+    kinds = ["fp32", *HALVES] if training.precision == "auto" else ["bf16_weights"]
     times: dict[str, list[float]] = {}
     try:
         for number in range(TRIALS + 1):
             for kind in list(kinds):
                 try:
                     spent = planning.once(model, rows, batch, precision=kind, backward=True)[1]
-                except Exception:  # what foreign code does with a type that it does not expect
+                except Exception as error:  # what foreign code does with a type that it does not expect
+                    if training.precision != "auto":
+                        raise SpecError(_refusal(error)) from None
                     if kind == "fp32":
                         raise
                     kinds.remove(kind)
@@ -53,6 +59,8 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
+    if training.precision != "auto":
+        return Precision(training.precision)
     tried = [kind for kind in kinds if kind in HALVES]
     if not tried:
         return Precision("fp32", "bf16 does not run on this device")
@@ -64,6 +72,14 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision
     best = max(gains, key=lambda kind: gains[kind])
     said = "; ".join(_said(kind, gain) for kind, gain in gains.items())
     return Precision(best if gains[best] >= FASTER else "fp32", said)
+
+
+def _refusal(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return (
+        f"training.precision = 'bf16_weights' is not for this backbone with these methods, which expect float32 inside "
+        f"({reason}): choose bf16, which casts operation by operation, or auto"
+    )
 
 
 def _said(kind: str, gain: float) -> str:

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import bundle, catalog, heads, inference, label_errors, planning, precision, probe, room, settings
+from headstart import bundle, heads, inference, label_errors, planning, precision, probe, room, settings
 from headstart.encoded import Encoded, seed_of
-from headstart.errors import MethodError, SpecError, did_you_mean
+from headstart.errors import SpecError
 from headstart.evaluation.calibration import temperature_of
 from headstart.fitted import make_task, make_tasks
-from headstart.hooks import Hooks
+from headstart.hooks import Hooks, make_methods
 from headstart.loop import Listener, Loop
 from headstart.model import Model
 from headstart.planning import Choice, Precision
@@ -52,29 +52,6 @@ class StageResult:
         return dataclasses.asdict(self)
 
 
-def make_methods(specs: tuple[MethodSpec, ...]) -> dict[str, Method]:
-    """Methods by public name. Raises MethodError for an unknown name or option, or a name given twice."""
-    found: dict[str, Method] = {}
-    for spec in specs:
-        if spec.name in found:
-            raise MethodError(
-                f"method '{spec.name}' is listed twice: give its options together, as {spec.name}:a=1,b=2"
-            )
-        try:
-            cls = catalog.find("methods", spec.name)
-        except SpecError as error:
-            raise MethodError(str(error)) from None
-        known = [item.name for item in dataclasses.fields(cls) if item.init]
-        for key in spec.options:
-            if key not in known:
-                raise MethodError(f"method '{spec.name}' has no option '{key}': {did_you_mean(key, known)}")
-        try:
-            found[spec.name] = cls(**spec.options)
-        except TypeError as error:
-            raise MethodError(f"method '{spec.name}' cannot take {spec.options}: {error}") from None
-    return found
-
-
 @dataclass
 class Stages:
     """Runs stages on one model and remembers frozen features while the backbone has not changed."""
@@ -100,11 +77,14 @@ class Stages:
     files: dict[str, bytes] = field(default_factory=dict)
     unlabelled: Encoded | None = None
     features: dict[str, np.ndarray] = field(default_factory=dict)
-    measured: Precision | None = None
-    """What `training.precision = "auto"` has become."""
+    measured: dict[str, Precision] = field(default_factory=dict)
+    """What `training.precision` has become, by its setting."""
 
     weighed: dict[str, Weighed] = field(default_factory=dict)
     """What stages keep for their backward pass, and whether they compute it again, by name."""
+
+    expected: dict[str, float] = field(default_factory=dict)
+    """Seconds that stages are expected to take, by name, where that was measured."""
 
     suspects: list[label_errors.Suspect] = field(default_factory=list)
     """Training rows whose label looks wrong, the likeliest first."""
@@ -289,9 +269,10 @@ class Stages:
         known = dict(self.features) if self.untouched else {}
         if rows is not self.train_rows:
             known.pop("train", None)
+        ways = Ways(chosen.name, again.on, training.compile, self.expected.get(stage.name))
         loop = Loop(
             self.model, hooks, rows, self.validation, training, epochs, rate, self.device,
-            ways=Ways(chosen.name, recompute=again.on), checkpoint=checkpoint, identity=identity, listen=self.listen,
+            ways=ways, checkpoint=checkpoint, identity=identity, listen=self.listen,
             known=known,
         )  # fmt: skip
         trained = loop.train(resume=resume)
@@ -306,6 +287,8 @@ class Stages:
         details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.ways.precision}
         details |= {"precision_why": chosen.why} if chosen.why and chosen.name == loop.ways.precision else {}
         details |= {"gradient_checkpointing": again.why} if again.on else {}
+        compiled = trained.compiled
+        details |= {"compiled": {"on": compiled.on, "why": compiled.why}} if compiled.why else {}
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
             trained.history, trained.notes, details,
@@ -313,11 +296,9 @@ class Stages:
 
     def _precision(self, model: nn.Module, training: TrainingSpec) -> Precision:
         """What the stage runs in. `auto` is measured once a run, so that all of it runs in one precision."""
-        if training.precision != "auto":
-            return Precision(training.precision)
-        if self.measured is None:
-            self.measured = precision.choose(model, self.train_rows, training)
-        return self.measured
+        if training.precision not in self.measured:
+            self.measured[training.precision] = precision.choose(model, self.train_rows, training)
+        return self.measured[training.precision]
 
     def _rows(self, hooks: Hooks, training: TrainingSpec) -> tuple[Encoded, dict[str, Any]]:
         """The training rows with those that methods and class names add, and for the report how many each added."""
@@ -383,7 +364,7 @@ class Stages:
                     trial, self.train_rows, training, precision=chosen.name, backward=backward, step=step
                 )
                 costs = costs if again is None else dataclasses.replace(costs, kept=again.kept)
-            found.append(
+            described = (
                 planning.describe_stage(
                     stage.name, methods, training, precision=chosen, costs=costs,
                     rows=len(self.train_rows), validated=len(self.validation or ()),
@@ -394,4 +375,7 @@ class Stages:
                     recompute=None if again is None else again.choice,
                 )
             )  # fmt: skip
+            if described.seconds is not None:
+                self.expected[stage.name] = described.seconds
+            found.append(described)
         return found

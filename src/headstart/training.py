@@ -41,6 +41,10 @@ class TrainingSpec(Section):
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="compute blocks again in the backward pass instead of keeping them; auto: to fit memory"
     )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="torch.compile for the blocks; auto: in long runs, where it measures faster, warm-up included",
+    )
     memory_limit: str | None = Field(
         None, description="memory that a run may take, such as 6GB; what is free when left out"
     )
