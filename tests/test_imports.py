@@ -25,7 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("inference", "runtime", "borrowed", "hooks", "fitted", "label_errors", "heads", "kept", "scoring"),
     ("casting", "recompute"),
     ("reaching", "planning", "settings"),
-    ("prefix", "precision", "room", "compiling"),
+    ("prefix", "precision", "room", "compiling", "packing"),
     ("ways",),
     ("loop", "views"),
     ("bundle", "robustness"),

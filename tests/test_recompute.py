@@ -182,7 +182,7 @@ def test_the_plan_says_what_was_chosen() -> None:
     asked: Mapping[str, Any] = dict(
         rows=100, epochs=3, rate=1e-3, trainable=10, total=50, precision=planning.Precision(), costs=None
     )
-    stage = planning.describe_stage("all", {}, TrainingSpec(), recompute=planning.Choice(True, "because"), **asked)
+    stage = planning.describe_stage("all", {}, TrainingSpec(), ways=["gradient checkpointing (because)"], **asked)
     assert any("gradient checkpointing (because)" in line for line in planning._stage_lines(stage))
     plain_ = planning.describe_stage("all", {}, TrainingSpec(), **asked)
     assert not any("checkpointing" in line for line in planning._stage_lines(plain_))

@@ -95,8 +95,8 @@ class StagePlan:
     memory_bytes: int
     batch_bytes: int | None = None
     precision_why: str = ""
-    checkpointing: bool = False
-    checkpointing_why: str = ""
+    ways: tuple[str, ...] = ()
+    """How steps are made otherwise than plainly, and why."""
 
 
 @dataclass(frozen=True)
@@ -149,16 +149,11 @@ def _stage_lines(stage: StagePlan) -> list[str]:
         memory += f" and {stage.batch_bytes / 2**20:,.0f} MiB for a batch"
     cost = f"learns {stage.trainable:,} of {stage.total:,} parameters ({share:.1f} %), {memory}"
     lines.append(f"             {cost}" + (f", about {_duration(stage.seconds)}" if stage.seconds is not None else ""))
-    if stage.checkpointing or stage.checkpointing_why:
-        lines.append(f"             {_checkpointing(stage)}")
+    lines += [f"             {sentence}" for sentence in stage.ways]
     order = [f"{hook}: {' > '.join(names)}" for hook, names in stage.hooks.items()]
     if order:
         lines.append(f"             {'; '.join(order)}")
     return lines
-
-
-def _checkpointing(stage: StagePlan) -> str:
-    return f"gradient checkpointing ({stage.checkpointing_why})" if stage.checkpointing else stage.checkpointing_why
 
 
 def _duration(seconds: float) -> str:
@@ -304,7 +299,7 @@ def describe_stage(
     precision: Precision,
     costs: Costs | None,
     validated: int = 0,
-    recompute: Choice | None = None,
+    ways: Sequence[str] = (),
 ) -> StagePlan:
     """A stage's plan from what was chosen for it. validated: rows that are answered after each epoch."""
     exact = training.optimizer == "lbfgs"
@@ -333,6 +328,5 @@ def describe_stage(
         # Weights of everything; gradients and two moments of what learns.
         memory_bytes=4 * total + 12 * trainable,
         batch_bytes=costs.kept if costs is not None and not exact else None,
-        checkpointing=recompute is not None and recompute.on,
-        checkpointing_why=recompute.why if recompute is not None else "",
+        ways=tuple(ways),
     )

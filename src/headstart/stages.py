@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import bundle, heads, inference, label_errors, planning, precision, probe, room, settings
+from headstart import bundle, heads, inference, label_errors, planning, precision, probe, settings
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import SpecError
 from headstart.evaluation.calibration import temperature_of
@@ -23,11 +23,10 @@ from headstart.fitted import make_task, make_tasks
 from headstart.hooks import Hooks, make_methods
 from headstart.loop import Listener, Loop
 from headstart.model import Model
-from headstart.planning import Choice, Precision
+from headstart.planning import Precision
 from headstart.protocols import Method, Modality, Task
-from headstart.room import Weighed
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
-from headstart.ways import Ways
+from headstart.ways import Settled
 
 PROBE_ROWS = 20_000
 """Rows that a fresh head's probe is solved on at most: more changes a linear head little and costs a pass each."""
@@ -80,11 +79,8 @@ class Stages:
     measured: dict[str, Precision] = field(default_factory=dict)
     """What `training.precision` has become, by its setting."""
 
-    weighed: dict[str, Weighed] = field(default_factory=dict)
-    """What stages keep for their backward pass, and whether they compute it again, by name."""
-
-    expected: dict[str, float] = field(default_factory=dict)
-    """Seconds that stages are expected to take, by name, where that was measured."""
+    settled: dict[str, Settled] = field(default_factory=dict)
+    """How the steps of stages are made, by name."""
 
     suspects: list[label_errors.Suspect] = field(default_factory=list)
     """Training rows whose label looks wrong, the likeliest first."""
@@ -257,8 +253,8 @@ class Stages:
             details["head"] = self._start_head(stage, training)
         epochs = planning.choose_epochs(training, len(self.train_rows))
         rate = planning.choose_rate(training, methods, self.modality.name)
-        chosen = self._precision(self.model, training)
-        again = self._again(stage, training)
+        settled = self.settled.get(stage.name) or self._settle(stage, training, self._trial(stage)[0])
+        chosen = settled.precision
         if deadline is not None:
             left = max(1.0, deadline - time.monotonic())
             costs = planning.measure(self.model, rows, training, precision=chosen.name, backward=True)
@@ -269,10 +265,9 @@ class Stages:
         known = dict(self.features) if self.untouched else {}
         if rows is not self.train_rows:
             known.pop("train", None)
-        ways = Ways(chosen.name, again.on, training.compile, self.expected.get(stage.name))
         loop = Loop(
             self.model, hooks, rows, self.validation, training, epochs, rate, self.device,
-            ways=ways, checkpoint=checkpoint, identity=identity, listen=self.listen,
+            ways=settled.ways, checkpoint=checkpoint, identity=identity, listen=self.listen,
             known=known,
         )  # fmt: skip
         trained = loop.train(resume=resume)
@@ -286,7 +281,7 @@ class Stages:
         details |= {"bottom": trained.bottom} if trained.bottom else {}
         details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.ways.precision}
         details |= {"precision_why": chosen.why} if chosen.why and chosen.name == loop.ways.precision else {}
-        details |= {"gradient_checkpointing": again.why} if again.on else {}
+        details |= settled.record()
         compiled = trained.compiled
         details |= {"compiled": {"on": compiled.on, "why": compiled.why}} if compiled.why else {}
         return StageResult(
@@ -333,15 +328,11 @@ class Stages:
             parameter.requires_grad_(id(parameter) in learning)
         return trial, methods, list(learning.values())
 
-    def _again(self, stage: StageSpec, training: TrainingSpec) -> Choice:
-        """Whether blocks are computed again in the backward pass: decided once a stage, by its plan if it has one."""
-        if training.gradient_checkpointing == "off":
-            return Choice(False)
-        if stage.name not in self.weighed:
-            trial, _, _ = self._trial(stage)
-            precision = self._precision(trial, training).name
-            self.weighed[stage.name] = room.choose(trial, self.train_rows, training, precision)
-        return self.weighed[stage.name].choice
+    def _settle(self, stage: StageSpec, training: TrainingSpec, trial: nn.Module) -> Settled:
+        """How the stage's steps are made: decided once, on a copy of the model after its surgery."""
+        found = Settled.of(trial, self.train_rows, training, self._precision(trial, training))
+        self.settled[stage.name] = found
+        return found
 
     def describe(self, stages: tuple[StageSpec, ...], *, timed: bool) -> list[planning.StagePlan]:
         """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed.
@@ -353,17 +344,16 @@ class Stages:
             training = self.training(stage)
             trial, methods, learning = self._trial(stage)
             asked = "fp32" if training.precision == "auto" else training.precision
-            chosen, costs, again = Precision(asked), None, None
-            if timed:
-                if backward := training.optimizer != "lbfgs":
-                    chosen = self._precision(trial, training)
-                    self.weighed[stage.name] = room.choose(trial, self.train_rows, training, chosen.name)
-                    again = self.weighed[stage.name]
-                step = Ways(recompute=again is not None and again.choice.on).step(trial)
+            chosen, costs, settled = Precision(asked), None, None
+            if timed and training.optimizer == "lbfgs":
+                costs = planning.measure(trial, self.train_rows, training, precision="fp32", backward=False)
+            elif timed:
+                settled = self._settle(stage, training, trial)
+                chosen, step = settled.precision, settled.ways.step(trial)
                 costs = planning.measure(
-                    trial, self.train_rows, training, precision=chosen.name, backward=backward, step=step
+                    trial, self.train_rows, training, precision=chosen.name, backward=True, step=step
                 )
-                costs = costs if again is None else dataclasses.replace(costs, kept=again.kept)
+                costs = dataclasses.replace(costs, kept=settled.memory.kept)
             described = (
                 planning.describe_stage(
                     stage.name, methods, training, precision=chosen, costs=costs,
@@ -372,10 +362,10 @@ class Stages:
                     rate=planning.choose_rate(training, methods, self.modality.name),
                     trainable=sum(p.numel() for p in learning),
                     total=sum(p.numel() for p in trial.parameters()),
-                    recompute=None if again is None else again.choice,
+                    ways=() if settled is None else settled.said(),
                 )
             )  # fmt: skip
-            if described.seconds is not None:
-                self.expected[stage.name] = described.seconds
+            if settled is not None:
+                self.settled[stage.name] = dataclasses.replace(settled, seconds=described.seconds)
             found.append(described)
         return found

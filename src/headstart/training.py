@@ -41,6 +41,9 @@ class TrainingSpec(Section):
     gradient_checkpointing: Literal["auto", "on", "off"] = Field(
         "auto", description="compute blocks again in the backward pass instead of keeping them; auto: to fit memory"
     )
+    packing: Literal["auto", "on", "off"] = Field(
+        "auto", description="texts without their padding; auto: where much is padding and it measures faster"
+    )
     compile: Literal["auto", "on", "off"] = Field(
         "auto",
         description="torch.compile for the blocks; auto: in long runs, where it measures faster, warm-up included",
