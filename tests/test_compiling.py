@@ -11,7 +11,7 @@ import torch
 
 from headstart import compiling
 from headstart.compiling import Compiled
-from headstart.planning import Choice
+from headstart.values import Choice
 from headstart.ways import Ways
 from method_runs import make_loop, train, weights
 from tiny import make_loop as make_small

@@ -17,7 +17,7 @@ ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values", "members"),
-    ("notation", "sections", "stores", "inside"),
+    ("notation", "sections", "stores", "inside", "ahead"),
     ("training",),
     ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),

@@ -17,9 +17,8 @@ from headstart.backbones._structure import largest_list, unlabelled
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.model import Model
-from headstart.planning import Choice
 from headstart.spec import TrainingSpec
-from headstart.values import Batch
+from headstart.values import Batch, Choice
 from headstart.ways import Ways
 from tiny import TinyRows
 from tiny import make_loop as make_small

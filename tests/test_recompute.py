@@ -16,7 +16,7 @@ from headstart.errors import SpecError
 from headstart.inside import plain, replaced
 from headstart.protocols import Context, Method
 from headstart.spec import Spec, TrainingSpec
-from headstart.values import Batch
+from headstart.values import Batch, Choice
 from headstart.ways import Ways
 from method_runs import make_loop, make_prunable, same, train, weights
 from tiny import make_loop as make_small
@@ -141,7 +141,7 @@ def test_auto_leaves_it_where_it_cannot_be_had(scarce: None) -> None:
 
 def test_auto_leaves_it_where_memory_is_plenty() -> None:
     loop = make_small(batch_size=8)
-    assert room.choose(loop.model, loop.train_rows, loop.training, "fp32").choice == planning.Choice(False)
+    assert room.choose(loop.model, loop.train_rows, loop.training, "fp32").choice == Choice(False)
 
 
 def test_the_longest_batch_is_what_counts() -> None:

@@ -10,8 +10,8 @@ bf16, bf16_weights   the other precisions
 packed      rows without their padding (`training.packing=on`), texts only
 compiled    blocks made by torch.compile (`training.compile=on`); its first steps, which compile, are `warm_seconds`
 
-Each line is one way in one suite: steps of the same batches (short, usual, long) in pairs with the plain one, forward and
-backward, without an update. bytes: what the longest batch keeps for its backward pass. Needs a C++ compiler for `compiled`.
+Each line is one way in one suite: steps of the same batches (short, usual, long) in pairs with the plain one, forward
+and backward, without an update. bytes: what the longest batch keeps for its backward pass. `compiled` needs g++.
 
     python benchmarks/speed/ways.py text text-pairs image --pairs 5
     python benchmarks/speed/ways.py text image --only compiled --pairs 5

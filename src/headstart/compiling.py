@@ -19,8 +19,7 @@ import torch
 from torch import nn
 
 from headstart.inside import Forward, plain, replaced
-from headstart.planning import Choice
-from headstart.values import Batch
+from headstart.values import Batch, Choice
 
 Around = Callable[[], AbstractContextManager[Any]]
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -24,43 +24,23 @@ import torch
 from torch import Tensor, nn
 
 from headstart import inference
+from headstart.ahead import Ahead
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, HeadstartError, Interrupted
 from headstart.hooks import Hooks
 from headstart.optimiser import Optimiser
-from headstart.planning import Choice
 from headstart.prefix import Prefix
+from headstart.running import Listener as Listener
+from headstart.running import Trained as Trained
 from headstart.running import copied, interrupts, set_modes, swapped
 from headstart.spec import TrainingSpec
 from headstart.state import load_state, random_state, save_state, set_random_state
 from headstart.values import Batch, Group, Progress, View
 from headstart.ways import Ways
 
-Listener = Callable[[str, Mapping[str, Any]], None]
-"""Called with an event name ('step', 'epoch', 'note') and its figures."""
-
 HEAD_SCALE = {"random": 10.0, "probe": 5.0, "prototypes": 5.0, "names": 5.0}
 """How many times faster the head learns than the backbone, by its start: ten times for a random one (the ratio of
 thuml's transfer library), five times for one that knows something, whose weights are larger (the only ratio tried)."""
-
-
-@dataclass
-class Trained:
-    """What a run leaves: the model, its history (one record per validation) and its cost.
-
-    bottom: whether its frozen bottom was computed once, and if not why, where there was one. compiled: whether its
-    blocks were compiled, and why.
-    """
-
-    model: nn.Module
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: float | None = None
-    stopped: str = "all epochs done"
-    rows_trained: int = 0
-    seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
-    bottom: list[str] = field(default_factory=list)
-    compiled: Choice = field(default_factory=lambda: Choice(False))
 
 
 @dataclass
@@ -90,7 +70,7 @@ class Loop:
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
-        self.result = Trained(self.model)
+        self.result = Trained(self.model, ahead=Ahead(self.training.prefetch))
         self.position = (0, 0)
         self.steps_done, self.bad = 0, 0
         self.losses: list[float] = []
@@ -168,22 +148,26 @@ class Loop:
         size, world = self.training.accumulate, self.accelerator.num_processes
         plan = plan[rank::world]
         source = self.prefix.of(self.train_rows, self.model)
-        if self.hooks.owners("stream"):
-            batches = self.hooks.stream(self._take(*item) for item in plan)
-            for _ in islice(batches, skip * size):
+        streams = bool(self.hooks.owners("stream"))
+        # Rows that were kept cost little to take, and whether they hold is asked when a batch is used.
+        feed = self.result.ahead if source is self.train_rows else Ahead("off")
+        taken = feed.over(
+            lambda item: self._take(*item, source=None if streams else source), plan if streams else plan[skip * size :]
+        )
+        with closing(taken):
+            batches = self.hooks.stream(taken) if streams else taken
+            for _ in islice(batches, skip * size if streams else 0):
                 pass
-        else:
-            batches = (self._take(*item, source=source) for item in plan[skip * size :])
-        window_index = skip
-        while window := list(islice(batches, size)):
-            self._step(window, epoch)
-            window_index += 1
-            self.position = (epoch, window_index)
-            self._maybe_save()
-            if self.training.time_limit is not None and self._elapsed() > self.training.time_limit:
-                self.result.stopped = "time limit reached"
-                self._after_epoch(epoch)
-                return False
+            window_index = skip
+            while window := list(islice(batches, size)):
+                self._step(window, epoch)
+                window_index += 1
+                self.position = (epoch, window_index)
+                self._maybe_save()
+                if self.training.time_limit is not None and self._elapsed() > self.training.time_limit:
+                    self.result.stopped = "time limit reached"
+                    self._after_epoch(epoch)
+                    return False
         return True
 
     def _step(self, window: list[Batch], epoch: int) -> None:

@@ -14,9 +14,8 @@ from headstart import casting, planning
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.model import quiet
-from headstart.planning import Choice
 from headstart.spec import TrainingSpec
-from headstart.values import Batch
+from headstart.values import Batch, Choice
 
 PADDING = 0.1
 """Share of padding from which packing is tried: below, joining rows and taking them apart costs what it saves."""

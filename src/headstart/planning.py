@@ -67,14 +67,6 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """Whether a step is made in some other way than the plain one, and why."""
-
-    on: bool
-    why: str = ""
-
-
-@dataclass(frozen=True)
 class StagePlan:
     """One stage: who learns, in which order hooks run, what it costs. Sizes in bytes, times in seconds.
 

@@ -13,10 +13,9 @@ from headstart import casting, planning, recompute
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.notation import parse_size
-from headstart.planning import Choice
 from headstart.running import set_modes
 from headstart.spec import TrainingSpec
-from headstart.values import Batch
+from headstart.values import Batch, Choice
 
 SAMPLE = 4
 """Rows of the longest batch that are weighed; memory grows with the rows, and all of them might not fit."""

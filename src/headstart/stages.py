@@ -282,7 +282,8 @@ class Stages:
         details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.ways.precision}
         details |= {"precision_why": chosen.why} if chosen.why and chosen.name == loop.ways.precision else {}
         details |= settled.record()
-        compiled = trained.compiled
+        compiled, ahead = trained.compiled, trained.ahead
+        details |= {"prefetch": {"on": ahead.on, "why": ahead.why}} if ahead.why else {}
         details |= {"compiled": {"on": compiled.on, "why": compiled.why}} if compiled.why else {}
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,

@@ -48,6 +48,10 @@ class TrainingSpec(Section):
         "auto",
         description="torch.compile for the blocks; auto: in long runs, where it measures faster, warm-up included",
     )
+    prefetch: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="take the next batches in the background; auto: where that takes long and it measures faster",
+    )
     memory_limit: str | None = Field(
         None, description="memory that a run may take, such as 6GB; what is free when left out"
     )

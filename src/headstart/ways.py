@@ -13,10 +13,10 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from headstart import casting, compiling, packing, recompute, room
 from headstart.compiling import Compiled
 from headstart.encoded import Encoded
-from headstart.planning import Choice, Precision
+from headstart.planning import Precision
 from headstart.room import Weighed
 from headstart.spec import TrainingSpec
-from headstart.values import Batch
+from headstart.values import Batch, Choice
 
 
 @dataclass(frozen=True)
