@@ -17,13 +17,16 @@ ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values", "members"),
-    ("notation", "sections", "stores"),
+    ("notation", "sections", "stores", "inside", "ahead"),
+    ("training",),
     ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "running", "optimiser", "recipe", "probe", "evaluation"),
     ("inference", "runtime", "borrowed", "hooks", "fitted", "label_errors", "heads", "kept", "scoring"),
+    ("casting", "recompute"),
     ("reaching", "planning", "settings"),
-    ("prefix", "precision"),
+    ("prefix", "precision", "room", "compiling", "packing"),
+    ("ways",),
     ("loop", "views"),
     ("bundle", "robustness"),
     ("stages",),
