@@ -17,20 +17,23 @@ ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values", "members"),
-    ("notation", "sections", "stores"),
+    ("notation", "sections", "stores", "inside", "ahead"),
+    ("training",),
     ("spec", "catalog", "protocols", "model", "attack"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "running", "optimiser", "recipe", "probe", "evaluation"),
     ("inference", "runtime", "borrowed", "hooks", "fitted", "label_errors", "heads", "kept", "scoring"),
+    ("casting", "recompute"),
     ("reaching", "planning", "settings"),
-    ("prefix", "precision"),
+    ("prefix", "precision", "room", "compiling", "packing"),
+    ("ways",),
     ("loop", "views"),
     ("bundle", "robustness"),
     ("stages",),
     ("evidence",),
     ("adapt",),
     ("terminal",),
-    ("comparison", "verbs", "sklearn", "explain", "compression", "light"),
+    ("comparison", "verbs", "sklearn", "manual", "explanation", "compression", "light"),
     ("registry",),
     ("serve",),
     ("cli",),
@@ -48,11 +51,11 @@ PLUG_INS = ("modalities", "tasks", "backbones", "methods")
 
 HEAVY = ("torch", "transformers", "pandas", "sklearn", "scipy", "pyarrow", "timm", "peft", "torchvision", "accelerate",
          "datasets", "matplotlib", "mlflow", "tensorboard", "PIL", "starlette", "uvicorn", "prometheus_client", "onnx",
-         "onnxruntime", "openvino")  # fmt: skip
+         "onnxruntime", "openvino", "captum", "ray")  # fmt: skip
 
 OPTIONAL = ("pandas", "timm", "soundfile", "soxr", "peft", "torchvision", "datasets", "matplotlib", "mlflow",
             "tensorboard", "sentence_transformers", "cleanlab", "onnx", "onnxruntime", "onnxscript",
-            "openvino")  # fmt: skip
+            "openvino", "captum", "ray")  # fmt: skip
 
 
 def sources() -> list[Path]:
@@ -202,6 +205,7 @@ def test_listing_plug_ins_loads_nothing_heavy(kind: str) -> None:
         ["--version"],
         ["fit", "--help"],
         ["compare", "--help"],
+        ["explain", "--help"],
         ["serve", "--help"],
         ["key", "--help"],
         ["register", "--help"],

@@ -15,6 +15,7 @@ from headstart.loop import Loop
 from headstart.protocols import Context, Method
 from headstart.running import set_modes
 from headstart.values import Batch, Group, View
+from headstart.ways import Ways
 from tiny import make_loop, make_rows
 
 
@@ -197,7 +198,7 @@ def test_a_time_limit_ends_the_run_with_a_usable_model() -> None:
 def test_hooks_can_make_passes_in_the_precision_of_the_run() -> None:
     for bf16 in (True, False):
         loop = make_loop(epochs=1)
-        loop.bf16 = bf16
+        loop.ways = Ways("bf16" if bf16 else "fp32")
         loop.train()
         with loop.hooks.context("any").autocast():
             assert torch.is_autocast_enabled("cpu") is bf16

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from headstart import planning
 from headstart.planning import Plan, describe_stage
@@ -25,6 +27,27 @@ def test_the_users_rate_wins_then_the_methods_then_the_modalitys() -> None:
     assert planning.choose_rate(TrainingSpec(learning_rate=3e-6), lora, "text") == 3e-6
     assert planning.choose_rate(TrainingSpec(), lora, "text") == lora["lora"].learning_rate("text")
     assert planning.choose_rate(TrainingSpec(), {}, "text") == planning.LEARNING_RATE["text"]
+    kept = TrainingSpec(running_stats="keep")
+    assert planning.choose_rate(kept, {}, "image") < planning.LEARNING_RATE["image"]
+    assert planning.choose_rate(kept, lora, "image") == lora["lora"].learning_rate("image")
+
+
+def test_short_runs_keep_the_statistics_of_a_pretrained_batchnorm() -> None:
+    model, most = make_loop([], "image").model, planning.KEPT_STEPS
+
+    def chosen(model: nn.Module = model, rows: int = 32 * most, pretrained: bool = True, **asked: Any) -> str:
+        methods = {name: make_method(name) for name in asked.pop("methods", ())}
+        training = TrainingSpec(epochs=1, **asked)
+        return planning.choose_stats(training, methods, model, rows, pretrained=pretrained).running_stats
+
+    assert chosen() == "keep"
+    assert chosen(rows=32 * most + 1) == "update"
+    assert chosen(rows=32 * most + 1, batch_size=64) == "keep"
+    assert chosen(rows=32 * most + 1, running_stats="keep") == "keep"
+    assert chosen(running_stats="update") == "update"
+    assert chosen(pretrained=False) == "update"
+    assert chosen(methods=["stochnorm"]) == "update"
+    assert chosen(model=make_loop([], "text").model) == "update", "it has no BatchNorm"
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])
@@ -32,7 +55,7 @@ def test_measuring_leaves_the_model_as_it_was(kind: str) -> None:
     loop = make_loop([], kind)
     before = {name: value.clone() for name, value in loop.model.state_dict().items()}
     loop.model.train()
-    costs = planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=True)
+    costs = planning.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=True)
     assert costs.step > costs.answer > 0
     assert costs.kept > 0
     assert loop.model.training
@@ -43,12 +66,12 @@ def test_measuring_leaves_the_model_as_it_was(kind: str) -> None:
 def test_what_is_frozen_keeps_nothing_for_the_backward_pass() -> None:
     """The head keeps its input and the outputs that are squared; the whole network keeps more."""
     loop = make_loop([], "text")
-    whole = planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=True).kept
+    whole = planning.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=True).kept
     loop.model.backbone.requires_grad_(False)
-    head = planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=True).kept
+    head = planning.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=True).kept
     assert 0 < head < whole / 4
     loop.model.requires_grad_(False)
-    assert planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=False).kept == 0
+    assert planning.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=False).kept == 0
 
 
 def test_batches_are_timed_over_the_lengths_that_occur(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +86,7 @@ def test_batches_are_timed_over_the_lengths_that_occur(monkeypatch: pytest.Monke
         return cost / 4, cost, 7
 
     monkeypatch.setattr(planning, "once", run)
-    costs = planning.measure(loop.model, rows, training, bf16=False, backward=True)
+    costs = planning.measure(loop.model, rows, training, precision="fp32", backward=True)
     assert costs.step * len(rows) == pytest.approx(sum(padded), rel=0.1)
     assert costs.answer == pytest.approx(costs.step / 4)
 
@@ -71,9 +94,7 @@ def test_batches_are_timed_over_the_lengths_that_occur(monkeypatch: pytest.Monke
 def test_time_and_memory_of_a_whole_run() -> None:
     costs = planning.Costs(step=0.3, answer=0.1, kept=1000)
     assert planning.epoch_seconds(costs, 100, 20, 2.0) == pytest.approx(0.3 * 100 * 2 + 0.1 * 20)
-    asked = dict(
-        rows=100, epochs=3, rate=1e-3, trainable=10, total=50, precision=planning.Precision(False), validated=20
-    )
+    asked = dict(rows=100, epochs=3, rate=1e-3, trainable=10, total=50, precision=planning.Precision(), validated=20)
     exact = describe_stage("probe", {}, TrainingSpec(optimizer="lbfgs"), costs=costs, **asked)
     tuned = describe_stage("all", {}, TrainingSpec(), costs=costs, **asked)
     assert exact.seconds == pytest.approx(0.1 * 120) and exact.batch_bytes is None
@@ -97,7 +118,7 @@ def test_a_small_part_of_a_batch_of_inference_stands_for_the_whole(monkeypatch: 
 
     monkeypatch.setattr(planning, "once", run)
     monkeypatch.setattr(planning, "TIMED_TOKENS", 2 * int(lengths.max()))
-    costs = planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=False)
+    costs = planning.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=False)
     assert max(taken) < len(lengths)
     assert costs.answer == pytest.approx(1.0)
     assert costs.first >= 0
@@ -107,7 +128,7 @@ def test_a_stage_says_what_learns_how_often_and_in_which_order() -> None:
     methods = {name: make_method(name) for name in ("mixup", "pgd", "l2sp")}
     stage = describe_stage(
         "all", methods, TrainingSpec(batch_size=10, accumulate=2), rows=95, epochs=3, rate=1e-3, trainable=500,
-        total=1000, precision=planning.Precision(False), costs=planning.Costs(0.01, 0.0),
+        total=1000, precision=planning.Precision(), costs=planning.Costs(0.01, 0.0),
     )  # fmt: skip
     assert stage.steps == 15
     assert stage.passes_per_step == methods["pgd"].passes()
@@ -125,6 +146,6 @@ def test_passes_of_several_methods_multiply() -> None:
     methods = {name: make_method(name) for name in ("pgd", "rdrop")}
     stage = describe_stage(
         "main", methods, TrainingSpec(), rows=95, epochs=3, rate=1e-4, trainable=1, total=1, costs=None,
-        precision=planning.Precision(False),
+        precision=planning.Precision(),
     )  # fmt: skip
     assert stage.passes_per_step == methods["pgd"].passes() * 2

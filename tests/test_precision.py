@@ -1,32 +1,52 @@
-"""The choice between fp32 and bf16: as asked, else what measured faster, and the same to the end of a run."""
+"""The choice of a precision: as asked, else what measured faster, and the same to the end of a run."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from headstart import planning, precision
+from headstart.errors import SpecError
 from method_runs import make_loop
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]) -> None:
+    """Steps that take these seconds, the first round warming up; kinds that are not named do not run."""
+    left = {kind: iter(each) for kind, each in seconds.items()}
+
+    def once(
+        model: object, rows: object, index: np.ndarray, *, precision: str, backward: bool
+    ) -> tuple[float, float, int]:
+        assert backward and 1 <= len(index) <= 16
+        if precision not in left:
+            raise RuntimeError("not implemented for BFloat16")
+        return 0.0, next(left[precision]), 0
+
+    monkeypatch.setattr(planning, "once", once)
 
 
 @pytest.mark.parametrize(
     ("half", "chosen", "said"),
-    [(0.5, True, "2.0 times as fast"), (0.9, False, "1.1 times as fast"), (3.0, False, "3.0 times as long")],
+    [
+        (0.5, "bf16", "bf16 is 2.0 times as fast"),
+        (0.9, "fp32", "bf16 is 1.1 times as fast"),
+        (3.0, "fp32", "bf16 takes 3.0 times as long"),
+    ],
 )
-def test_bf16_must_be_clearly_faster(half: float, chosen: bool, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = {True: iter([9.0, half, 8.0, half]), False: iter([9.0, 1.0, 1.0, 1.0])}
-
-    def once(model: object, rows: object, index: np.ndarray, *, bf16: bool, backward: bool) -> tuple[float, float, int]:
-        assert backward and 1 <= len(index) <= precision.ROWS
-        return 0.0, next(seconds[bf16]), 0
-
-    monkeypatch.setattr(planning, "once", once)
+def test_bf16_must_be_clearly_faster(half: float, chosen: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"fp32": [9.0, 1.0, 1.0, 1.0], "bf16": [9.0, half, 8.0, half]})
     loop = make_loop([], "text")
     found = precision.choose(loop.model, loop.train_rows, loop.training)
-    assert found.bf16 is chosen and said in found.why
+    assert found.name == chosen and said in found.why
+
+
+def test_the_fastest_of_the_kinds_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"fp32": [9.0, 1.0, 1.0, 1.0], "bf16": [0.5] * 4, "bf16_weights": [0.25] * 4})
+    loop = make_loop([], "text")
+    found = precision.choose(loop.model, loop.train_rows, loop.training)
+    assert found.name == "bf16_weights"
+    assert found.why == "bf16 is 2.0 times as fast here; bf16 with bf16 weights is 4.0 times as fast here"
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])
@@ -43,11 +63,29 @@ def test_measuring_leaves_the_model_as_it_was(kind: str) -> None:
 
 
 def test_a_device_without_bf16_runs_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    def once(*args: Any, bf16: bool, **options: Any) -> tuple[float, float, int]:
-        if bf16:
-            raise RuntimeError("not implemented for BFloat16")
-        return 0.0, 1.0, 0
-
-    monkeypatch.setattr(planning, "once", once)
+    pretend(monkeypatch, {"fp32": [1.0] * 4})
     loop = make_loop([], "text")
     assert precision.choose(loop.model, loop.train_rows, loop.training).why == "bf16 does not run on this device"
+
+
+def test_a_failure_in_fp32_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"bf16": [1.0] * 4})
+    loop = make_loop([], "text")
+    with pytest.raises(RuntimeError, match="not implemented"):
+        precision.choose(loop.model, loop.train_rows, loop.training)
+    assert loop.model.training
+
+
+@pytest.mark.parametrize("asked", ["fp32", "bf16", "bf16_weights"])
+def test_what_is_asked_for_is_taken(asked: str) -> None:
+    loop = make_loop([], "text")
+    training = loop.training.model_copy(update={"precision": asked})
+    assert precision.choose(loop.model, loop.train_rows, training) == planning.Precision(asked)
+
+
+def test_bf16_weights_are_refused_where_the_network_does_not_run_with_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, {"fp32": [1.0] * 4})
+    loop = make_loop([], "text")
+    training = loop.training.model_copy(update={"precision": "bf16_weights"})
+    with pytest.raises(SpecError, match=r"'bf16_weights' is not for this backbone .* choose bf16"):
+        precision.choose(loop.model, loop.train_rows, training)

@@ -30,6 +30,7 @@ from headstart.prefix import HARMLESS, SEEN, Prefix
 from headstart.protocols import Context, Method
 from headstart.spec import BackboneSpec, TrainingSpec
 from headstart.tasks.classification import Classification
+from headstart.ways import Ways
 from hub_folders import IMAGE, TEXT, WORDS, hub
 from tiny import make_loop, make_rows, make_task
 
@@ -395,9 +396,9 @@ def test_several_processes_do_without() -> None:
 
 def test_bf16_keeps_what_bf16_made() -> None:
     kept = make_loop({"freeze": Freeze(top=1)}, epochs=3, validation=make_rows(24))
-    kept.bf16 = True
+    kept.ways = Ways("bf16")
     plain = make_loop({"freeze": Freeze(top=1)}, epochs=3, validation=make_rows(24), cache="off")
-    plain.bf16 = True
+    plain.ways = Ways("bf16")
     (a, ours), (b, theirs) = losses_of(kept), losses_of(plain)
     assert len(once(a)) == 1
     assert np.allclose(ours, theirs, rtol=0, atol=2e-2)

@@ -17,6 +17,7 @@ from headstart.errors import BundleError, Interrupted
 from headstart.methods.ema import EMA
 from headstart.methods.mixup import Mixup
 from headstart.state import load_state, save_state
+from headstart.ways import Ways
 from tiny import make_loop, make_rows
 
 KILLS = 20
@@ -94,8 +95,8 @@ def test_a_cut_short_state_is_a_clear_error(tmp_path: Path) -> None:
 def test_a_resumed_run_keeps_its_precision(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     first = make_loop(checkpoint=checkpoint, checkpoint_every=1e-9)
-    first.bf16 = True
+    first.ways = Ways("bf16")
     first.train()
     again = make_loop(checkpoint=checkpoint)
     again.train(resume=True)
-    assert again.precision == first.precision == "bf16"
+    assert again.ways.precision == first.ways.precision == "bf16"

@@ -21,6 +21,7 @@ _HOMES = {
     "load": "headstart.bundle",
     "predict": "headstart.verbs",
     "evaluate": "headstart.verbs",
+    "explain": "headstart.explanation.attribution",
     "compare": "headstart.comparison",
     "export": "headstart.compression.export",
     "compress": "headstart.compression.run",
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from headstart.compression.run import compress
     from headstart.errors import BadInput, HeadstartError
     from headstart.evaluation import Report
+    from headstart.explanation.attribution import explain
     from headstart.light import lighten
     from headstart.protocols import Method
     from headstart.registry.verbs import models, promote, register, rollback

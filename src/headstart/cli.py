@@ -15,6 +15,7 @@ import typer
 
 from headstart.compression import command as smaller
 from headstart.errors import HeadstartError, SpecError
+from headstart.explanation import command as reasons
 from headstart.registry import command as registry
 from headstart.serve import command
 
@@ -198,6 +199,7 @@ def evaluate(
         _print_json(measured)
 
 
+app.command()(reasons.explain)
 app.command()(smaller.export)
 app.command()(smaller.compress)
 
@@ -304,9 +306,9 @@ def methods(
     from headstart.catalog import entries
 
     if name is not None:
-        from headstart.explain import explain, lines
+        from headstart.manual import describe, lines
 
-        found = explain(name)
+        found = describe(name)
         if as_json:
             _print_json(found)
         else:

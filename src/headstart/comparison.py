@@ -20,12 +20,12 @@ import numpy as np
 from headstart.adapt import Run, execute, make_spec, prepare
 from headstart.errors import SpecError
 from headstart.evaluation.versus import Answers, effects, summarise
+from headstart.hooks import make_methods
 from headstart.loop import Listener
 from headstart.members import Member
 from headstart.planning import choose_epochs
 from headstart.protocols import Task
 from headstart.spec import DataSpec, MethodSpec, Spec
-from headstart.stages import make_methods
 
 RECIPE = "recipe"
 SINGLE = "single"

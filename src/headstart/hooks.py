@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from headstart import catalog
 from headstart.encoded import Encoded, seed_of
-from headstart.errors import MethodError
+from headstart.errors import MethodError, SpecError, did_you_mean
 from headstart.protocols import EXCLUSIVE, Context, Method, Modality, Task, overrides
+from headstart.spec import MethodSpec
 from headstart.values import Batch, Group, Progress, View
 
 WHAT = {
@@ -245,3 +247,26 @@ def _differs(before: Batch, after: Batch) -> bool:
     if before.labels is not None and after.labels is not None:
         pairs.append((before.labels, after.labels))
     return any(a is not b and (a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a, b)) for a, b in pairs)
+
+
+def make_methods(specs: tuple[MethodSpec, ...]) -> dict[str, Method]:
+    """Methods by public name. Raises MethodError for an unknown name or option, or a name given twice."""
+    found: dict[str, Method] = {}
+    for spec in specs:
+        if spec.name in found:
+            raise MethodError(
+                f"method '{spec.name}' is listed twice: give its options together, as {spec.name}:a=1,b=2"
+            )
+        try:
+            cls = catalog.find("methods", spec.name)
+        except SpecError as error:
+            raise MethodError(str(error)) from None
+        known = [item.name for item in fields(cls) if item.init]
+        for key in spec.options:
+            if key not in known:
+                raise MethodError(f"method '{spec.name}' has no option '{key}': {did_you_mean(key, known)}")
+        try:
+            found[spec.name] = cls(**spec.options)
+        except TypeError as error:
+            raise MethodError(f"method '{spec.name}' cannot take {spec.options}: {error}") from None
+    return found

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,39 +24,23 @@ import torch
 from torch import Tensor, nn
 
 from headstart import inference
+from headstart.ahead import Ahead
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, HeadstartError, Interrupted
 from headstart.hooks import Hooks
 from headstart.optimiser import Optimiser
 from headstart.prefix import Prefix
+from headstart.running import Listener as Listener
+from headstart.running import Trained as Trained
 from headstart.running import copied, interrupts, set_modes, swapped
 from headstart.spec import TrainingSpec
 from headstart.state import load_state, random_state, save_state, set_random_state
 from headstart.values import Batch, Group, Progress, View
-
-Listener = Callable[[str, Mapping[str, Any]], None]
-"""Called with an event name ('step', 'epoch', 'note') and its figures."""
+from headstart.ways import Ways
 
 HEAD_SCALE = {"random": 10.0, "probe": 5.0, "prototypes": 5.0, "names": 5.0}
 """How many times faster the head learns than the backbone, by its start: ten times for a random one (the ratio of
 thuml's transfer library), five times for one that knows something, whose weights are larger (the only ratio tried)."""
-
-
-@dataclass
-class Trained:
-    """What a run leaves: the model, its history (one record per validation) and its cost.
-
-    bottom: whether its frozen bottom was computed once, and if not why, where there was one.
-    """
-
-    model: nn.Module
-    history: list[dict[str, float]] = field(default_factory=list)
-    best: float | None = None
-    stopped: str = "all epochs done"
-    rows_trained: int = 0
-    seconds: float = 0.0
-    notes: list[str] = field(default_factory=list)
-    bottom: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -70,7 +55,7 @@ class Loop:
     epochs: int
     learning_rate: float
     device: torch.device
-    bf16: bool = False
+    ways: Ways = field(default_factory=Ways)
     checkpoint: Path | None = None
     identity: str = ""
     listen: Listener = lambda event, figures: None
@@ -85,7 +70,7 @@ class Loop:
         from accelerate import Accelerator
 
         self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
-        self.result = Trained(self.model)
+        self.result = Trained(self.model, ahead=Ahead(self.training.prefetch))
         self.position = (0, 0)
         self.steps_done, self.bad = 0, 0
         self.losses: list[float] = []
@@ -106,8 +91,20 @@ class Loop:
             if resume and self.checkpoint is not None and self.checkpoint.exists():
                 self._load()
             self.started = self.saved = time.monotonic()
+            self._compile()
             self._epochs()
             return self._finish()
+
+    def _compile(self) -> None:
+        """Decide whether blocks are compiled, once it is known who learns."""
+
+        def batches() -> list[Batch]:
+            plan = sorted(self._plan(0), key=lambda item: int(self.train_rows.prepared.lengths[item[0]].max()))
+            chosen = [plan[place * (len(plan) - 1) // 2] for place in range(3)]
+            return [part for item in chosen for part in self._parts(self._take(*item).to(self.device))[:1]]
+
+        if self.accelerator.num_processes == 1:
+            self.ways, self.result.compiled = self.ways.settled(self.model, batches)
 
     def _steps(self) -> int:
         if self.steps_per_epoch is None:
@@ -151,22 +148,26 @@ class Loop:
         size, world = self.training.accumulate, self.accelerator.num_processes
         plan = plan[rank::world]
         source = self.prefix.of(self.train_rows, self.model)
-        if self.hooks.owners("stream"):
-            batches = self.hooks.stream(self._take(*item) for item in plan)
-            for _ in islice(batches, skip * size):
+        streams = bool(self.hooks.owners("stream"))
+        # Rows that were kept cost little to take, and whether they hold is asked when a batch is used.
+        feed = self.result.ahead if source is self.train_rows else Ahead("off")
+        taken = feed.over(
+            lambda item: self._take(*item, source=None if streams else source), plan if streams else plan[skip * size :]
+        )
+        with closing(taken):
+            batches = self.hooks.stream(taken) if streams else taken
+            for _ in islice(batches, skip * size if streams else 0):
                 pass
-        else:
-            batches = (self._take(*item, source=source) for item in plan[skip * size :])
-        window_index = skip
-        while window := list(islice(batches, size)):
-            self._step(window, epoch)
-            window_index += 1
-            self.position = (epoch, window_index)
-            self._maybe_save()
-            if self.training.time_limit is not None and self._elapsed() > self.training.time_limit:
-                self.result.stopped = "time limit reached"
-                self._after_epoch(epoch)
-                return False
+            window_index = skip
+            while window := list(islice(batches, size)):
+                self._step(window, epoch)
+                window_index += 1
+                self.position = (epoch, window_index)
+                self._maybe_save()
+                if self.training.time_limit is not None and self._elapsed() > self.training.time_limit:
+                    self.result.stopped = "time limit reached"
+                    self._after_epoch(epoch)
+                    return False
         return True
 
     def _step(self, window: list[Batch], epoch: int) -> None:
@@ -175,8 +176,9 @@ class Loop:
         window = [self.hooks.transform(batch.to(self.device), i) for i, batch in enumerate(window)]
         total = self.accelerator.reduce(torch.stack([batch.weight.sum() for batch in window]).sum())
         loss = torch.zeros((), device=self.device)
-        for position, batch in enumerate(window):
-            loss = loss + self.hooks.make_gradients(batch, lambda b: self._loss(b, total), position)
+        with self.ways.step(self.model):
+            for position, batch in enumerate(window):
+                loss = loss + self.hooks.make_gradients(batch, lambda b: self._loss(b, total), position)
         priors = self.hooks.priors(self.model)
         if priors:
             prior = torch.stack(list(priors.values())).sum()
@@ -209,13 +211,8 @@ class Loop:
         size = len(batch) if most is None or mask is None else max(1, most // mask.shape[1])
         return [batch.part(slice(start, start + size)) for start in range(0, len(batch), size)]
 
-    @property
-    def precision(self) -> str:
-        """What forward passes run in."""
-        return "bf16" if self.bf16 else "fp32"
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return self.ways.pass_(self.model)
 
     def _loss(self, batch: Batch, total: Tensor) -> Tensor:
         with self._autocast():
@@ -295,6 +292,8 @@ class Loop:
         self.model.eval()
         self.result.model = self.hooks.finish(self.model)
         self.result.seconds = self._elapsed()
+        if self.ways.compiled is not None and (why := self.ways.compiled.failed):
+            self.result.notes.append(f"the compiler was given up, and steps were computed without it: {why}")
         for parameter in self.result.model.parameters():
             parameter.grad = None
         return self.result
@@ -311,7 +310,7 @@ class Loop:
         alone = self.accelerator.num_processes == 1
         return Prefix(
             self.hooks, self.train_rows, self.validation, self.training.cache,
-            bf16=self.bf16, alone=alone, tell=tell, stop=stop, known=self.known,
+            precision=self.ways.precision, alone=alone, tell=tell, stop=stop, known=self.known,
         )  # fmt: skip
 
     def _elapsed(self) -> float:
@@ -334,7 +333,8 @@ class Loop:
             "identity": self.identity,
             "position": list(self.position),
             "steps_done": self.steps_done,
-            "bf16": self.bf16,
+            "precision": self.ways.precision,
+            "compiled": self.ways.compiled is not None,
             "bad": self.bad,
             "losses": self.losses,
             "seconds": self._elapsed(),
@@ -359,7 +359,9 @@ class Loop:
         self.position = (record["position"][0], record["position"][1])
         self.steps_done, self.bad, self.before = record["steps_done"], record["bad"], record["seconds"]
         # A run that was begun in one precision ends in it, whatever would measure faster now.
-        self.bf16 = self.prefix.bf16 = record["bf16"]
+        compiled = "on" if record["compiled"] else "off"
+        self.ways = replace(self.ways, precision=record["precision"], compile=compiled)
+        self.prefix.precision = self.ways.precision
         self.model.load_state_dict(record["model"])
         self.losses = list(record["losses"])
         self.best_weights, self.result.best = record["best_weights"], record["best"]

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import inference
+from headstart import casting, inference
 from headstart.encoded import Encoded
 from headstart.protocols import EXCLUSIVE, Method, overrides
+from headstart.running import has_statistics
 from headstart.spec import TrainingSpec
 
 STEPS = 300
@@ -37,6 +38,14 @@ TIMED_TOKENS = 1024
 
 EPOCHS = (5, 50)
 """Fewest and most epochs that the plan chooses by itself."""
+
+KEPT_STEPS = 500
+"""Optimiser steps up to which BatchNorm keeps its pretrained statistics: about as long as the longest run in which
+keeping them was measured (benchmarks, "Statistics of BatchNorm")."""
+
+KEPT_RATE = 1e-4
+"""For the whole backbone while it keeps them: activations then grow with the weights, and 3e-4 cost 10 points on photos
+that look like those of pretraining."""
 
 HOOKS = (
     "rows",
@@ -70,15 +79,10 @@ class Costs:
 
 @dataclass(frozen=True)
 class Precision:
-    """Whether forward passes run in bf16 autocast, and why. Weights, losses and updates are float32 in both."""
+    """What forward passes run in, one of `casting.KINDS`, and why."""
 
-    bf16: bool
+    name: str = "fp32"
     why: str = ""
-
-    @property
-    def name(self) -> str:
-        """`bf16` or `fp32`."""
-        return "bf16" if self.bf16 else "fp32"
 
 
 @dataclass(frozen=True)
@@ -102,6 +106,10 @@ class StagePlan:
     memory_bytes: int
     batch_bytes: int | None = None
     precision_why: str = ""
+    stats_kept: bool = False
+    """Whether BatchNorm keeps its pretrained statistics."""
+    ways: tuple[str, ...] = ()
+    """How steps are made otherwise than plainly, and why."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,8 @@ def _stage_lines(stage: StagePlan) -> list[str]:
     else:
         work = f"{stage.epochs} epochs, {stage.steps} steps, rate {stage.learning_rate:g}, {stage.precision}"
         work += f" ({stage.precision_why})" if stage.precision_why else ""
+        if stage.stats_kept:
+            work += ", statistics of BatchNorm kept"
         if stage.passes_per_step != 1:
             work += f", {stage.passes_per_step:g} passes a step"
     lines = [head, f"             {work}"]
@@ -154,6 +164,7 @@ def _stage_lines(stage: StagePlan) -> list[str]:
         memory += f" and {stage.batch_bytes / 2**20:,.0f} MiB for a batch"
     cost = f"learns {stage.trainable:,} of {stage.total:,} parameters ({share:.1f} %), {memory}"
     lines.append(f"             {cost}" + (f", about {_duration(stage.seconds)}" if stage.seconds is not None else ""))
+    lines += [f"             {sentence}" for sentence in stage.ways]
     order = [f"{hook}: {' > '.join(names)}" for hook, names in stage.hooks.items()]
     if order:
         lines.append(f"             {'; '.join(order)}")
@@ -175,11 +186,28 @@ def choose_epochs(training: TrainingSpec, rows: int) -> int:
 
 
 def choose_rate(training: TrainingSpec, methods: Mapping[str, Method], modality: str) -> float:
-    """The user's learning rate, else what the methods suggest, else the modality's."""
+    """The user's learning rate, else what the methods suggest, else the modality's (kept statistics: a lower one)."""
     if training.learning_rate is not None:
         return training.learning_rate
     suggested = [rate for m in methods.values() if (rate := m.learning_rate(modality)) is not None]
-    return suggested[0] if suggested else LEARNING_RATE.get(modality, 1e-4)
+    usual = KEPT_RATE if training.running_stats == "keep" else LEARNING_RATE.get(modality, 1e-4)
+    return suggested[0] if suggested else usual
+
+
+def choose_stats(
+    training: TrainingSpec, methods: Mapping[str, Method], model: nn.Module, rows: int, *, pretrained: bool
+) -> TrainingSpec:
+    """The same settings with `running_stats` decided: the user's, else kept in a run of at most `KEPT_STEPS` steps.
+
+    Statistics of batches change what the head was solved on, and a short run does not make up for it. They are updated
+    where there are none to keep (no BatchNorm, no pretrained weights) or a method needs those of the batches.
+    """
+    if training.running_stats != "auto":
+        return training
+    steps = choose_epochs(training, rows) * math.ceil(rows / (training.batch_rows * training.accumulate))
+    asked = any("run.statistics" in method.requires() for method in methods.values())
+    keep = pretrained and not asked and has_statistics(model) and steps <= KEPT_STEPS
+    return training.model_copy(update={"running_stats": "keep" if keep else "update"})
 
 
 def choose_device(name: str) -> torch.device:
@@ -189,39 +217,43 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def measure(model: nn.Module, rows: Encoded, training: TrainingSpec, *, bf16: bool, backward: bool) -> Costs:
+def measure(
+    model: nn.Module,
+    rows: Encoded,
+    training: TrainingSpec,
+    *,
+    precision: str,
+    backward: bool,
+    step: AbstractContextManager[Any] | None = None,
+) -> Costs:
     """What rows cost, from `TIMED` batches of the first epoch after one untimed batch; the model is left as it was.
 
     The batches stand for equally many others, from short to long, so padding and long rows count as often as they
-    occur. Without `backward` they are those of inference. The update itself is not timed.
+    occur. Without `backward` they are those of inference. The update itself is not timed. step: how steps are made.
     """
-    batches = rows.plan(training, 0) if backward else inference.plan(rows)
-    if backward and training.max_tokens is not None:
-        sizes = [max(1, training.max_tokens // int(rows.prepared.lengths[batch].max())) for batch in batches]
-        pairs = zip(batches, sizes, strict=True)
-        batches = [batch[at : at + size] for batch, size in pairs for at in range(0, len(batch), size)]
-    padded = np.array([len(batch) * int(rows.prepared.lengths[batch].max()) for batch in batches])
+    found = batches(rows, training, backward=backward)
+    padded = np.array([len(batch) * int(rows.prepared.lengths[batch].max()) for batch in found])
     order = np.argsort(padded, kind="stable")
     was_training = model.training
     model.eval()
     kept, seconds, answers, done, reading, read = 0, 0.0, 0.0, 0.0, 0.0, 0
-    try:
+    with ExitStack() as stack:
+        stack.enter_context(step or nullcontext())
+        stack.callback(model.train, was_training)
+        stack.callback(model.zero_grad, set_to_none=True)
         # The longest comes first: it warms up, and shows the largest amount that waits for the backward pass.
-        longest = batches[order[-1]] if backward else _some(rows, batches[order[-1]])
-        kept = once(model, rows, longest, bf16=bf16, backward=backward, weigh=True)[2]
+        longest = found[order[-1]] if backward else _some(rows, found[order[-1]])
+        kept = once(model, rows, longest, precision=precision, backward=backward, weigh=True)[2]
         for group in np.array_split(order, min(TIMED, len(order))):
-            whole_batch = batches[group[len(group) // 2]]
+            whole_batch = found[group[len(group) // 2]]
             batch = whole_batch if backward else _some(rows, whole_batch)
             reading += _reading(rows, batch)
             read += len(batch)
-            forward, whole, _ = once(model, rows, batch, bf16=bf16, backward=backward)
+            forward, whole, _ = once(model, rows, batch, precision=precision, backward=backward)
             stands_for = len(whole_batch) / len(batch) * len(group)
             answers += forward * stands_for
             seconds += whole * stands_for
             done += len(batch) * stands_for
-    finally:
-        model.zero_grad(set_to_none=True)
-        model.train(was_training)
     return Costs(seconds / done, answers / done, kept, reading / read)
 
 
@@ -241,8 +273,18 @@ def _reading(rows: Encoded, batch: np.ndarray) -> float:
     return max(0.0, 2 * between - started - time.perf_counter())
 
 
+def batches(rows: Encoded, training: TrainingSpec, *, backward: bool) -> list[np.ndarray]:
+    """The batches that are computed at a time: of the first epoch, in parts of `max_tokens`, or of inference."""
+    found = rows.plan(training, 0) if backward else inference.plan(rows)
+    if backward and training.max_tokens is not None:
+        sizes = [max(1, training.max_tokens // int(rows.prepared.lengths[batch].max())) for batch in found]
+        pairs = zip(found, sizes, strict=True)
+        found = [batch[at : at + size] for batch, size in pairs for at in range(0, len(batch), size)]
+    return found
+
+
 def once(
-    model: nn.Module, rows: Encoded, index: np.ndarray, *, bf16: bool, backward: bool, weigh: bool = False
+    model: nn.Module, rows: Encoded, index: np.ndarray, *, precision: str, backward: bool, weigh: bool = False
 ) -> tuple[float, float, int]:
     """Seconds of taking a batch and its forward pass, and of both passes; with `weigh` the bytes kept in between."""
     device = next(model.parameters()).device
@@ -258,7 +300,7 @@ def once(
         return tensor
 
     weighing = torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor) if weigh else nullcontext()
-    with torch.set_grad_enabled(backward), torch.autocast(device.type, torch.bfloat16, enabled=bf16), weighing:
+    with torch.set_grad_enabled(backward), casting.running(model, precision), weighing:
         loss = model(batch)[1].float().square().mean()
     _wait(device)
     forward = time.perf_counter() - started
@@ -286,12 +328,20 @@ def epoch_seconds(costs: Costs, rows: int, validated: int, passes: float) -> flo
     return costs.step * rows * passes + costs.answer * validated
 
 
-def most_memory(stages: Sequence[StagePlan]) -> int:
-    """Bytes that the hungriest stage needs beside the weights: gradients, moments, a batch, a copy of the weights.
+def step_memory(trainable: int, total: int) -> int:
+    """Bytes that training needs beside the weights and a batch: gradients, two moments, a copy of the weights."""
+    return 12 * trainable + 4 * total
 
-    A probe needs the copy too, when its bundle is loaded again to be proven; all need the libraries of the report.
+
+def most_memory(stages: Sequence[StagePlan]) -> int:
+    """Bytes that the hungriest stage needs beside the weights.
+
+    A probe needs a copy of them too, when its bundle is loaded again to be proven; all need the report's libraries.
     """
-    each = ((12 * stage.trainable + (stage.batch_bytes or 0)) * bool(stage.steps) + 4 * stage.total for stage in stages)
+    each = (
+        step_memory(stage.trainable, stage.total) + (stage.batch_bytes or 0) if stage.steps else 4 * stage.total
+        for stage in stages
+    )
     return REPORT_BYTES + max(each, default=0)
 
 
@@ -309,6 +359,7 @@ def describe_stage(
     costs: Costs | None,
     validated: int = 0,
     start: float = 0.0,
+    ways: Sequence[str] = (),
 ) -> StagePlan:
     """A stage's plan from what was chosen for it. validated: rows that are answered after each epoch.
 
@@ -343,4 +394,6 @@ def describe_stage(
         # Weights of everything; gradients and two moments of what learns.
         memory_bytes=4 * total + 12 * trainable,
         batch_bytes=costs.kept if costs is not None and not exact else None,
+        stats_kept=training.running_stats == "keep",
+        ways=tuple(ways),
     )

@@ -9,11 +9,12 @@ from torch import nn
 
 from headstart import planning
 from headstart.encoded import Encoded
+from headstart.errors import SpecError
 from headstart.planning import Precision
 from headstart.spec import TrainingSpec
 
 TRIALS = 3
-"""Pairs of timed steps, turn about, so that a busy moment meets both; the pair in the middle counts."""
+"""Rounds of timed steps, turn about, so that a busy moment meets all; the round in the middle counts."""
 
 ROWS = 16
 """Rows of the batch that is tried, at most."""
@@ -24,31 +25,65 @@ FASTER = 1.2
 SHORTEST = 0.01
 """Seconds of a step below which there is nothing to gain, and too little to tell two timings apart."""
 
+HALVES = ("bf16", "bf16_weights")
+
 
 def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision:
-    """What is faster on the model's device: fp32, unless bf16 clearly is.
+    """As asked; with `auto` what is fastest on the model's device: fp32, unless a kind of bf16 clearly is.
 
-    Times a step of a batch of usual length in both, without an update; the model is left as it was.
+    Times a step of a batch of usual length in each, without an update; the model is left as it was. Raises SpecError
+    where bf16 weights are asked for and this network does not run with them.
     """
+    if training.precision in ("fp32", "bf16"):
+        return Precision(training.precision)
     batches = sorted(rows.plan(training, 0), key=lambda batch: int(np.max(rows.prepared.lengths[batch])))
     batch = batches[len(batches) // 2][:ROWS]
     was_training = model.training
     model.eval()
+    kinds = ["fp32", *HALVES] if training.precision == "auto" else ["bf16_weights"]
+    times: dict[str, list[float]] = {}
     try:
-        pairs = [_pair(model, rows, batch) for _ in range(TRIALS + 1)][1:]  # the first warms up
-    except RuntimeError:
-        return Precision(False, "bf16 does not run on this device")
+        for number in range(TRIALS + 1):
+            for kind in list(kinds):
+                try:
+                    spent = planning.once(model, rows, batch, precision=kind, backward=True)[1]
+                except Exception as error:  # what foreign code does with a type that it does not expect
+                    if training.precision != "auto":
+                        raise SpecError(_refusal(error)) from None
+                    if kind == "fp32":
+                        raise
+                    kinds.remove(kind)
+                    continue
+                if number:  # the first round warms up
+                    times.setdefault(kind, []).append(spent)
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
-    if min(plain for plain, _ in pairs) < SHORTEST:
-        return Precision(False, "steps are too short to gain by bf16")
-    times = median(plain / half for plain, half in pairs)
-    said = f"bf16 is {times:.1f} times as fast here" if times >= 1 else f"bf16 takes {1 / times:.1f} times as long here"
-    return Precision(times >= FASTER, said)
+    if training.precision != "auto":
+        return Precision(training.precision)
+    tried = [kind for kind in kinds if kind in HALVES]
+    if not tried:
+        return Precision("fp32", "bf16 does not run on this device")
+    if min(times["fp32"]) < SHORTEST:
+        return Precision("fp32", "steps are too short to gain by bf16")
+    gains = {
+        kind: median(plain / half for plain, half in zip(times["fp32"], times[kind], strict=True)) for kind in tried
+    }
+    best = max(gains, key=lambda kind: gains[kind])
+    said = "; ".join(_said(kind, gain) for kind, gain in gains.items())
+    return Precision(best if gains[best] >= FASTER else "fp32", said)
 
 
-def _pair(model: nn.Module, rows: Encoded, batch: np.ndarray) -> tuple[float, float]:
-    """Seconds of a step in fp32 and of one in bf16."""
-    plain, half = (planning.once(model, rows, batch, bf16=bf16, backward=True)[1] for bf16 in (False, True))
-    return plain, half
+def _refusal(error: Exception) -> str:
+    reason = " ".join(str(error).split())[:200]
+    return (
+        f"training.precision = 'bf16_weights' is not for this backbone with these methods, which expect float32 inside "
+        f"({reason}): choose bf16, which casts operation by operation, or auto"
+    )
+
+
+def _said(kind: str, gain: float) -> str:
+    named = {"bf16": "bf16", "bf16_weights": "bf16 with bf16 weights"}[kind]
+    return (
+        f"{named} is {gain:.1f} times as fast here" if gain >= 1 else f"{named} takes {1 / gain:.1f} times as long here"
+    )

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from headstart import casting
 from headstart.encoded import Encoded
 from headstart.hooks import Hooks
 from headstart.kept import Guard, KeptRows, Store, Unfit
@@ -34,8 +35,8 @@ ROOM = 4 * 10**9
 BATCH = 64
 """Rows that the frozen bottom is run on at a time."""
 
-TOLERANCE = {False: 1e-4, True: 5e-2}
-"""How far outputs of those rows may differ, as a share of the largest: in float32 and in bf16."""
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "bf16_weights": 5e-2}
+"""How far outputs of those rows may differ, as a share of the largest, by precision."""
 
 SEEN = {
     "transform": "changes batches",
@@ -96,7 +97,7 @@ class Prefix:
     train_rows: Encoded
     validation: Encoded | None
     setting: str = "auto"
-    bf16: bool = False
+    precision: str = "fp32"
     alone: bool = True
     tell: Callable[[str], None] = lambda sentence: None
     stop: Callable[[], bool] = lambda: False
@@ -239,22 +240,21 @@ class Prefix:
 
     def _build(self, model: nn.Module, block: int | None) -> int:
         """Try a few rows, then keep all; the bytes taken. Raises Unfit."""
-        device = next(model.parameters()).device
-        jobs = [("train", self.train_rows, self.bf16)]
+        jobs = [("train", self.train_rows, self.precision)]
         if self.validation is not None:
-            jobs.append(("validation", self.validation, False))  # validated without autocast
-        trials: dict[bool, Trial] = {}
-        for bf16 in {half for _, _, half in jobs}:
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                trials[bf16] = Trial(model, self.train_rows, block, TOLERANCE[bf16])
-        size = sum(trials[bf16].size(rows) for _, rows, bf16 in jobs)
+            jobs.append(("validation", self.validation, "fp32"))
+        trials: dict[str, Trial] = {}
+        for kind in dict.fromkeys(kind for _, _, kind in jobs):
+            with torch.no_grad(), casting.running(model, kind):
+                trials[kind] = Trial(model, self.train_rows, block, TOLERANCE[kind])
+        size = sum(trials[kind].size(rows) for _, rows, kind in jobs)
         if size > (room := _room(self.setting)):
             raise Unfit(f"keeping it takes {_written(size)}, and training.cache has room for {_written(room)}")
         guard = Guard(_parts(model, block))
-        for name, rows, bf16 in jobs:
-            trial = trials[bf16]
-            known = self.known.get(name) if block is None and not bf16 else None
-            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+        for name, rows, kind in jobs:
+            trial = trials[kind]
+            known = self.known.get(name) if block is None and kind == "fp32" else None
+            with torch.no_grad(), casting.running(model, kind):
                 store = self._filled(model, rows, trial, known)
             kept = KeptRows(
                 rows.prepared, rows.targets, rows.weight, rows.origin, rows.raw, store=store, guard=guard, block=block,

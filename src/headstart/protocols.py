@@ -87,6 +87,10 @@ class Backbone(nn.Module, ABC):
         with mixed_states(self.blocks, batch) if batch.mix is not None else nullcontext():
             return self.features(batch)
 
+    def packed(self) -> AbstractContextManager[None] | str:
+        """A context in which rows of tokens are computed without their padding, or why this backbone has none."""
+        return "its rows have no padding that could be left out"
+
 
 class Prepared(ABC):
     """Rows made ready for a backbone: tokenised or decoded once, or paths to be decoded when asked for."""

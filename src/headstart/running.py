@@ -1,14 +1,43 @@
-"""What a run stands on beside the loop: who runs as at use, weights kept and swapped in, an interrupt that waits."""
+"""What a run stands on beside the loop: what it tells and leaves, who runs as at use, weights kept and swapped in, an
+interrupt that waits.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
+
+from headstart.ahead import Ahead
+from headstart.values import Choice
+
+Listener = Callable[[str, Mapping[str, Any]], None]
+"""Called with an event name ('step', 'epoch', 'note') and its figures."""
+
+
+@dataclass
+class Trained:
+    """What a run leaves: the model, its history (one record per validation) and its cost.
+
+    bottom: whether its frozen bottom was computed once, and if not why, where there was one. compiled: whether its
+    blocks were compiled, and why. ahead: how its batches were taken.
+    """
+
+    model: nn.Module
+    history: list[dict[str, float]] = field(default_factory=list)
+    best: float | None = None
+    stopped: str = "all epochs done"
+    rows_trained: int = 0
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+    bottom: list[str] = field(default_factory=list)
+    compiled: Choice = field(default_factory=lambda: Choice(False))
+    ahead: Ahead = field(default_factory=Ahead)
 
 
 def set_modes(model: nn.Module, *, keep_stats: bool = False) -> None:
@@ -29,6 +58,12 @@ def set_modes(model: nn.Module, *, keep_stats: bool = False) -> None:
             module.eval()
     if not any(p.requires_grad for p in backbone.parameters()):
         backbone.eval()
+
+
+def has_statistics(model: nn.Module) -> bool:
+    """Whether the backbone has a BatchNorm, whose means and variances can be kept."""
+    backbone: Any = model.backbone
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules())
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:

@@ -15,17 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import bundle, catalog, heads, inference, label_errors, planning, precision, probe, settings
+from headstart import bundle, heads, inference, label_errors, planning, precision, probe, settings
 from headstart.encoded import Encoded, seed_of
-from headstart.errors import MethodError, SpecError, did_you_mean
+from headstart.errors import SpecError
 from headstart.evaluation.calibration import temperature_of
 from headstart.fitted import make_task, make_tasks
-from headstart.hooks import Hooks
+from headstart.hooks import Hooks, make_methods
 from headstart.loop import Listener, Loop
 from headstart.model import Model
 from headstart.planning import Precision
 from headstart.protocols import Method, Modality, Task
+from headstart.running import has_statistics
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
+from headstart.ways import Settled
 
 PROBE_ROWS = 20_000
 """Rows that a fresh head's probe is solved on at most: more changes a linear head little and costs a pass each."""
@@ -53,29 +55,6 @@ class StageResult:
         return dataclasses.asdict(self)
 
 
-def make_methods(specs: tuple[MethodSpec, ...]) -> dict[str, Method]:
-    """Methods by public name. Raises MethodError for an unknown name or option, or a name given twice."""
-    found: dict[str, Method] = {}
-    for spec in specs:
-        if spec.name in found:
-            raise MethodError(
-                f"method '{spec.name}' is listed twice: give its options together, as {spec.name}:a=1,b=2"
-            )
-        try:
-            cls = catalog.find("methods", spec.name)
-        except SpecError as error:
-            raise MethodError(str(error)) from None
-        known = [item.name for item in dataclasses.fields(cls) if item.init]
-        for key in spec.options:
-            if key not in known:
-                raise MethodError(f"method '{spec.name}' has no option '{key}': {did_you_mean(key, known)}")
-        try:
-            found[spec.name] = cls(**spec.options)
-        except TypeError as error:
-            raise MethodError(f"method '{spec.name}' cannot take {spec.options}: {error}") from None
-    return found
-
-
 @dataclass
 class Stages:
     """Runs stages on one model and remembers frozen features while the backbone has not changed."""
@@ -101,8 +80,11 @@ class Stages:
     files: dict[str, bytes] = field(default_factory=dict)
     unlabelled: Encoded | None = None
     features: dict[str, np.ndarray] = field(default_factory=dict)
-    measured: Precision | None = None
-    """What `training.precision = "auto"` has become."""
+    measured: dict[str, Precision] = field(default_factory=dict)
+    """What `training.precision` has become, by its setting."""
+
+    settled: dict[str, Settled] = field(default_factory=dict)
+    """How the steps of stages are made, by name."""
 
     suspects: list[label_errors.Suspect] = field(default_factory=list)
     """Training rows whose label looks wrong, the likeliest first."""
@@ -286,11 +268,13 @@ class Stages:
         elif training.head != "random" and not (resume and checkpoint is not None and checkpoint.exists()):
             details["head"] = self._start_head(stage, training)
         epochs = planning.choose_epochs(training, len(self.train_rows))
+        training = self._stats(training, methods)
         rate = planning.choose_rate(training, methods, self.modality.name)
-        chosen = self._precision(self.model, training)
+        settled = self.settled.get(stage.name) or self._settle(stage, training, self._trial(stage)[0])
+        chosen = settled.precision
         if deadline is not None:
             left = max(1.0, deadline - time.monotonic())
-            costs = planning.measure(self.model, rows, training, bf16=chosen.bf16, backward=True)
+            costs = planning.measure(self.model, rows, training, precision=chosen.name, backward=True)
             passes = math.prod(method.passes() for method in methods.values())
             epoch = planning.epoch_seconds(costs, len(rows), len(self.validation or ()), passes)
             epochs = max(1, min(epochs, int(left / max(1e-9, epoch))))
@@ -300,7 +284,8 @@ class Stages:
             known.pop("train", None)
         loop = Loop(
             self.model, hooks, rows, self.validation, training, epochs, rate, self.device,
-            bf16=chosen.bf16, checkpoint=checkpoint, identity=identity, listen=self.listen, known=known,
+            ways=settled.ways, checkpoint=checkpoint, identity=identity, listen=self.listen,
+            known=known,
         )  # fmt: skip
         trained = loop.train(resume=resume)
         self.model = trained.model  # type: ignore[assignment]
@@ -311,20 +296,29 @@ class Stages:
         self.untouched = self.untouched and not learned_inside and not hooks.owners("finish")
         score = None if self.validation is None else self._score(loop.prefix.of(self.validation, self.model))
         details |= {"bottom": trained.bottom} if trained.bottom else {}
-        details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.precision}
-        details |= {"precision_why": chosen.why} if chosen.why and chosen.bf16 == loop.bf16 else {}
+        details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.ways.precision}
+        details |= {"running_stats": training.running_stats} if has_statistics(self.model) else {}
+        details |= {"precision_why": chosen.why} if chosen.why and chosen.name == loop.ways.precision else {}
+        details |= settled.record()
+        compiled, ahead = trained.compiled, trained.ahead
+        details |= {"prefetch": {"on": ahead.on, "why": ahead.why}} if ahead.why else {}
+        details |= {"compiled": {"on": compiled.on, "why": compiled.why}} if compiled.why else {}
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
             trained.history, trained.notes, details,
         )  # fmt: skip
 
+    def _stats(self, training: TrainingSpec, methods: Mapping[str, Method]) -> TrainingSpec:
+        """The settings with BatchNorm's statistics decided."""
+        return planning.choose_stats(
+            training, methods, self.model, len(self.train_rows), pretrained=self.spec.backbone.pretrained
+        )
+
     def _precision(self, model: nn.Module, training: TrainingSpec) -> Precision:
         """What the stage runs in. `auto` is measured once a run, so that all of it runs in one precision."""
-        if training.precision != "auto":
-            return Precision(training.precision == "bf16")
-        if self.measured is None:
-            self.measured = precision.choose(model, self.train_rows, training)
-        return self.measured
+        if training.precision not in self.measured:
+            self.measured[training.precision] = precision.choose(model, self.train_rows, training)
+        return self.measured[training.precision]
 
     def _rows(self, hooks: Hooks, training: TrainingSpec) -> tuple[Encoded, dict[str, Any]]:
         """The training rows with those that methods and class names add, and for the report how many each added."""
@@ -360,6 +354,22 @@ class Stages:
         passed = 0 if exact else len(self.train_rows) + len(self.validation or ())
         return solving + costs.answer * passed
 
+    def _trial(self, stage: StageSpec) -> tuple[nn.Module, dict[str, Method], list[nn.Parameter]]:
+        """A copy of the model after the stage's surgery, with gradients for what learns; its methods; what learns."""
+        methods, hooks = self.check(stage)
+        trial: nn.Module = hooks.adapt(copy.deepcopy(self.model))
+        learning = {id(p): p for group in hooks.groups(trial) for p in group.parameters}
+        learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr]
+        for parameter in trial.parameters():
+            parameter.requires_grad_(id(parameter) in learning)
+        return trial, methods, list(learning.values())
+
+    def _settle(self, stage: StageSpec, training: TrainingSpec, trial: nn.Module) -> Settled:
+        """How the stage's steps are made: decided once, on a copy of the model after its surgery."""
+        found = Settled.of(trial, self.train_rows, training, self._precision(trial, training))
+        self.settled[stage.name] = found
+        return found
+
     def describe(self, stages: tuple[StageSpec, ...], *, timed: bool) -> list[planning.StagePlan]:
         """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed.
 
@@ -367,29 +377,33 @@ class Stages:
         """
         found, fresh = [], self.fresh_head
         for stage in stages:
-            methods, hooks = self.check(stage)
-            training = self.training(stage)
-            trial: nn.Module = copy.deepcopy(self.model)
-            trial = hooks.adapt(trial)
-            learning = {id(p): p for group in hooks.groups(trial) for p in group.parameters}
-            learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr]
-            chosen, costs = Precision(training.precision == "bf16"), None
-            if timed:
-                for parameter in trial.parameters():
-                    parameter.requires_grad_(id(parameter) in learning)
-                if backward := training.optimizer != "lbfgs":
-                    chosen = self._precision(trial, training)
-                costs = planning.measure(trial, self.train_rows, training, bf16=chosen.bf16, backward=backward)
+            trial, methods, learning = self._trial(stage)
+            training = self._stats(self.training(stage), methods)
+            asked = "fp32" if training.precision == "auto" else training.precision
+            chosen, costs, settled = Precision(asked), None, None
+            if timed and training.optimizer == "lbfgs":
+                costs = planning.measure(trial, self.train_rows, training, precision="fp32", backward=False)
+            elif timed:
+                settled = self._settle(stage, training, trial)
+                chosen, step = settled.precision, settled.ways.step(trial)
+                costs = planning.measure(
+                    trial, self.train_rows, training, precision=chosen.name, backward=True, step=step
+                )
+                costs = dataclasses.replace(costs, kept=settled.memory.kept)
             start = self._solving(training, costs) if costs and fresh else 0.0
             fresh = False
-            found.append(
+            described = (
                 planning.describe_stage(
                     stage.name, methods, training, precision=chosen, costs=costs, start=start,
                     rows=len(self.train_rows), validated=len(self.validation or ()),
                     epochs=planning.choose_epochs(training, len(self.train_rows)),
                     rate=planning.choose_rate(training, methods, self.modality.name),
-                    trainable=sum(p.numel() for p in learning.values()),
+                    trainable=sum(p.numel() for p in learning),
                     total=sum(p.numel() for p in trial.parameters()),
+                    ways=() if settled is None else settled.said(),
                 )
             )  # fmt: skip
+            if settled is not None:
+                self.settled[stage.name] = dataclasses.replace(settled, seconds=described.seconds)
+            found.append(described)
         return found

@@ -204,6 +204,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """Whether a step is made in some other way than the plain one, and why."""
+
+    on: bool
+    why: str = ""
+
+
+@dataclass(frozen=True)
 class Finding:
     """Something a check found in the data. `level` is 'error', 'warning' or 'note'."""
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from headstart.backbones import _packing
 from headstart.backbones._files import silence
 from headstart.backbones._pooling import Pool, make_layer
 from headstart.backbones._sentence import Setup
@@ -65,10 +67,18 @@ class TextBackbone(NetworkBackbone):
         inputs = {name: batch.inputs[name] for name in ("input_ids", "attention_mask")}
         if self._typed and "token_type_ids" in batch.inputs:
             inputs["token_type_ids"] = batch.inputs["token_type_ids"]
-        with self._shifted(batch.shift):
-            tokens: Tensor = self.network(**inputs).last_hidden_state
+        tokens: Tensor
+        if batch.shift is None and _packing.can(self.network):
+            tokens = _packing.run(self.network, inputs, _first_position(self.network))
+        else:
+            with self._shifted(batch.shift):
+                tokens = self.network(**inputs).last_hidden_state
         mask = inputs["attention_mask"]
         return Features(pooled=self.above(self.pool(tokens, mask)), tokens=tokens, mask=mask)
+
+    def packed(self) -> AbstractContextManager[None] | str:
+        """Inside, rows are computed without padding, unless a method looks into the network or shifts its input."""
+        return _packing.why_not(self.network) or _packing.within(self.network)
 
     def zero_shift(self, batch: Batch) -> Tensor:
         """Zeros (N,T,V), on the device and in the type of the word embeddings."""
@@ -80,7 +90,13 @@ class TextBackbone(NetworkBackbone):
         if shift is None:
             yield
             return
-        handle = self.words().register_forward_hook(lambda module, args, output: output + shift.to(output.dtype))
+        # Another thread may run the same network meanwhile, as a server does: its rows are not shifted.
+        own = threading.get_ident()
+
+        def add(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+            return output + shift.to(output.dtype) if threading.get_ident() == own else output
+
+        handle = self.words().register_forward_hook(add)
         try:
             yield
         finally:
@@ -193,14 +209,20 @@ def _max_length(network: nn.Module, tokenizer: Any, stated: int | None, wanted: 
 
 
 def _positions(network: nn.Module) -> int | None:
-    """How many tokens there are positions for. Tables with a padding row count from the row after it (RoBERTa)."""
+    """How many tokens there are positions for."""
     stated: int | None = getattr(network.config, "max_position_embeddings", None)
     if not stated or stated < 0:
         return None
+    return int(stated) - _first_position(network)
+
+
+def _first_position(network: nn.Module) -> int:
+    """The position of a row's first token. Tables with a padding row count from the row after it (RoBERTa)."""
     words = network.get_input_embeddings()  # type: ignore[operator]
+    stated: int | None = getattr(network.config, "max_position_embeddings", None)
     for module in network.modules():
         if not isinstance(module, nn.Embedding) or module is words or module.num_embeddings != stated:
             continue
         if module.padding_idx is not None:
-            return stated - module.padding_idx - 1
-    return int(stated)
+            return module.padding_idx + 1
+    return 0

@@ -48,7 +48,9 @@ class PictureBackbone(NetworkBackbone):
         pixels = batch.inputs["pixels"]
         if batch.shift is not None:
             pixels = pixels + batch.shift
-        return (pixels - self.mean) / self.std
+        made: Tensor = (pixels - self.mean) / self.std
+        # The type of the weights: float32, or bf16 where a run casts them.
+        return made.to(next(self.network.parameters()).dtype)
 
     def zero_shift(self, batch: Batch) -> Tensor:
         """Zeros like the pixels, (N,3,H,W)."""

@@ -21,11 +21,10 @@ from headstart.compression.plan import Step
 from headstart.compression.quality import Labelled
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, DataError, MethodError, SpecError
-from headstart.hooks import Hooks
+from headstart.hooks import Hooks, make_methods
 from headstart.loop import Listener
 from headstart.methods.prune import shares
 from headstart.spec import MethodSpec, Spec
-from headstart.stages import make_methods
 
 HEAL = 2
 """Epochs in which a pruned model heals when none are asked for."""

@@ -8,11 +8,11 @@ import re
 
 import pytest
 
-from headstart import explain as module
+from headstart import manual as module
 from headstart.catalog import entries
 from headstart.cli import run
 from headstart.errors import SpecError
-from headstart.explain import benchmark_line, explain, lines
+from headstart.manual import benchmark_line, describe, lines
 
 BUILT_IN = sorted(name for name, entry in entries("methods").items() if entry.source == "headstart")
 
@@ -20,7 +20,7 @@ BUILT_IN = sorted(name for name, entry in entries("methods").items() if entry.so
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_options_are_those_of_the_class(name: str) -> None:
     cls = entries("methods")[name].load()
-    assert [option["name"] for option in explain(name)["options"]] == [
+    assert [option["name"] for option in describe(name)["options"]] == [
         f.name for f in dataclasses.fields(cls) if f.init
     ]
 
@@ -50,10 +50,10 @@ def test_benchmark_rows_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     assert benchmark_line(row) == wanted
     assert "over 1 seed [" in benchmark_line({**row, "sd": None, "seeds": 1})
     monkeypatch.setattr(module, "_record", lambda name: {"lora": [row]} if name == "benchmarks" else {})
-    assert wanted in "\n".join(lines(explain("lora")))
-    assert "nothing yet" in "\n".join(lines(explain("ema")))
+    assert wanted in "\n".join(lines(describe("lora")))
+    assert "nothing yet" in "\n".join(lines(describe("ema")))
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
     with pytest.raises(SpecError, match="did you mean 'lora'"):
-        explain("lorra")
+        describe("lorra")

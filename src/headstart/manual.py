@@ -21,7 +21,7 @@ WORDS = {
 }
 
 
-def explain(name: str) -> dict[str, Any]:
+def describe(name: str) -> dict[str, Any]:
     """Plain JSON: name, summary, source, doc, options (name, type, default), pairs by input, benchmarks.
 
     Raises SpecError with the nearest known name.

@@ -1,0 +1,116 @@
+"""Rows of tokens joined into one without padding, for networks of transformers whose attention can be exchanged.
+
+All that is done to a token alone (most of the arithmetic) is done to real tokens only; attention sees each row by
+itself, padded, so no row attends to another. Positions start again with each row.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from headstart.inside import plain
+
+NAME = "headstart_packed"
+"""Under which transformers knows the attention of packed rows."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where tokens stand: `mask` (N,T) bool, and `places`, the index of each real token among N*T."""
+
+    mask: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Layout:
+        """From an attention mask (N,T)."""
+        real = mask.bool()
+        return cls(real, real.flatten().nonzero()[:, 0])
+
+    def spread(self, flat: Tensor) -> Tensor:
+        """(total, ...) -> (N,T, ...), zero where there is padding."""
+        n, t = self.mask.shape
+        room = flat.new_zeros((n * t, *flat.shape[1:]))
+        return room.index_copy(0, self.places, flat).view(n, t, *flat.shape[1:])
+
+    def gather(self, spread: Tensor) -> Tensor:
+        """(N,T, ...) -> (total, ...)."""
+        return spread.flatten(0, 1)[self.places]
+
+
+def why_not(network: nn.Module) -> str | None:
+    """Why the rows of this network cannot be packed, if so."""
+    if "position_ids" not in inspect.signature(network.forward).parameters:
+        return "its network takes no positions"
+    if getattr(getattr(network, "config", None), "_attn_implementation", None) not in ("sdpa", NAME):
+        return "its attention cannot be exchanged"
+    return None
+
+
+@contextmanager
+def within(network: Any) -> Iterator[None]:
+    """Inside, `run` packs, and passes that are not packed run as ever."""
+    _register()
+    before = network.config._attn_implementation
+    network.config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        network.config._attn_implementation = before
+
+
+def can(network: Any) -> bool:
+    """Whether a pass can be packed now: inside `within`, with nobody looking at what runs in the network."""
+    return getattr(network.config, "_attn_implementation", "") == NAME and plain(list(network.modules()))
+
+
+def run(network: Any, inputs: Mapping[str, Tensor], offset: int) -> Tensor:
+    """The last hidden states (N,T,V) of rows of tokens, zeros where there is padding. offset: the first position."""
+    layout = Layout.of(inputs["attention_mask"])
+    row = torch.arange(layout.mask.shape[1], device=layout.mask.device) + offset
+    given = {name: layout.gather(value)[None] for name, value in inputs.items() if name != "attention_mask"}
+    given["position_ids"] = layout.gather(row.expand(layout.mask.shape))[None]
+    states: Tensor = network(**given, packed=layout).last_hidden_state
+    return layout.spread(states[0])
+
+
+def _register() -> None:
+    import transformers
+
+    masks: Any = transformers.AttentionMaskInterface
+    transformers.AttentionInterface.register(NAME, _attend)
+    masks.register(NAME, masks()["sdpa"])
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of packed rows (1,heads,total,d), each for itself; of others as transformers does it."""
+    if packed is None:
+        import transformers
+
+        known: Any = transformers.AttentionInterface
+        usual: tuple[Tensor, None] = known()["sdpa"](
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return usual
+    q, k, v = (packed.spread(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value))
+    made = nn.functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=packed.mask[:, None, None], dropout_p=dropout, scale=scaling
+    )
+    return packed.gather(made.transpose(1, 2))[None], None

@@ -1,0 +1,104 @@
+"""Whether rows of a batch are computed without their padding: where there is much of it, and it measured faster."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from headstart import casting, planning
+from headstart.encoded import Encoded
+from headstart.errors import SpecError
+from headstart.model import quiet
+from headstart.spec import TrainingSpec
+from headstart.values import Batch, Choice
+
+PADDING = 0.1
+"""Share of padding from which packing is tried: below, joining rows and taking them apart costs what it saves."""
+
+FASTER = 1.1
+"""Packing must win by this factor: it draws dropout's numbers in another order, and two timings of one thing differ."""
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "bf16_weights": 5e-2}
+"""How far features and gradients of the rows that are tried may differ, as a share of the largest, by precision."""
+
+PAIRS = 3
+TRIED = 8
+
+
+def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, precision: str) -> Choice:
+    """Whether a stage is to pack its rows: as asked, or where it pays.
+
+    model: a copy after the stage's surgery, with gradients switched on for what learns.
+
+    Raises SpecError when it is asked for and this backbone cannot be packed.
+    """
+    if training.packing == "off":
+        return Choice(False)
+    batches = planning.batches(rows, training, backward=True)
+    lengths = rows.prepared.lengths.astype(np.int64)
+    room = sum(len(index) * int(lengths[index].max()) for index in batches)
+    padding = 1 - sum(int(lengths[index].sum()) for index in batches) / max(1, room)
+    asked = training.packing == "on"
+    if not asked and padding < PADDING:
+        return Choice(False)
+    if (reason := _why_not(model, rows, precision)) is not None:
+        if asked:
+            raise SpecError(f"training.packing = 'on' cannot be had with this backbone and these methods: {reason}")
+        return Choice(False)
+    if asked:
+        return Choice(True, "as asked")
+    usual = sorted(batches, key=lambda index: int(lengths[index].sum()))[len(batches) // 2]
+    ratios = []
+    for number in range(PAIRS + 1):
+        plain = planning.once(model, rows, usual, precision=precision, backward=True)[1]
+        with within(model):
+            packed = planning.once(model, rows, usual, precision=precision, backward=True)[1]
+        ratios += [plain / packed] if number else []  # the first pair warms up
+    model.zero_grad(set_to_none=True)
+    gain = median(ratios)
+    return Choice(gain >= FASTER, f"{padding:.0%} is padding, and a step without it is {gain:.2f} times as fast")
+
+
+def within(model: nn.Module) -> AbstractContextManager[None]:
+    """Inside, rows are computed without their padding. Raises SpecError where the backbone cannot."""
+    backbone: Any = model.backbone
+    found: AbstractContextManager[None] | str = backbone.packed()
+    if isinstance(found, str):
+        raise SpecError(f"the rows of '{backbone.ref}' cannot be packed: {found}")
+    return found
+
+
+def _why_not(model: nn.Module, rows: Encoded, precision: str) -> str | None:
+    """Tries a few rows of different lengths: features and gradients must be those of padded rows."""
+    backbone: Any = model.backbone
+    if isinstance(reason := backbone.packed(), str):
+        return reason
+    order = np.argsort(rows.prepared.lengths, kind="stable")
+    picked = order[np.unique(np.linspace(0, len(order) - 1, TRIED).round().astype(int))]
+    device = next(model.parameters()).device
+    batch = rows.batch(picked.tolist()).to(device)
+    try:
+        plain = _answers(model, batch, precision)
+        with within(model):
+            packed = _answers(model, batch, precision)
+    except Exception as error:  # foreign code that is given what it does not expect
+        return " ".join(str(error).split())[:200]
+    for one, other in zip(plain, packed, strict=True):
+        if float((one - other).abs().max()) > TOLERANCE[precision] * max(1e-6, float(one.abs().max())):
+            return "packed rows do not give what padded ones give"
+    return None
+
+
+def _answers(model: nn.Module, batch: Batch, precision: str) -> list[torch.Tensor]:
+    """Features and the gradients of what learns, without dropout."""
+    learning = [p for p in model.parameters() if p.requires_grad]
+    with quiet(model), torch.enable_grad():
+        with casting.running(model, precision):
+            features, outputs = model(batch)
+        found = torch.autograd.grad(outputs.float().square().mean(), learning, allow_unused=True)
+    return [features.pooled.float().detach(), *(g for g in found if g is not None)]

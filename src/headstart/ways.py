@@ -1,0 +1,105 @@
+"""How the steps of a run are computed. Every way gives the numbers of the plain one, within what it says itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import set_checkpoint_early_stop
+
+from headstart import casting, compiling, packing, recompute, room
+from headstart.compiling import Compiled
+from headstart.encoded import Encoded
+from headstart.planning import Precision
+from headstart.room import Weighed
+from headstart.spec import TrainingSpec
+from headstart.values import Batch, Choice
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What a stage's steps are made in, decided once. seconds: what the stage is expected to take, where measured."""
+
+    precision: Precision
+    memory: Weighed
+    packing: Choice
+    compile: str
+    seconds: float | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, rows: Encoded, training: TrainingSpec, precision: Precision) -> Settled:
+        """Decide, on a copy of the model after the stage's surgery, with gradients for what learns.
+
+        Raises SpecError where something is asked for that this network cannot do.
+        """
+        packed = packing.choose(model, rows, training, precision.name)
+        return cls(precision, room.choose(model, rows, training, precision.name), packed, training.compile)
+
+    @property
+    def ways(self) -> Ways:
+        """The ways of the stage's run."""
+        return Ways(self.precision.name, self.memory.choice.on, self.packing.on, self.compile, self.seconds)
+
+    def said(self) -> tuple[str, ...]:
+        """For the plan, what is not done plainly, and what was looked into and left."""
+        memory, packed = self.memory.choice, self.packing
+        lines = [f"gradient checkpointing ({memory.why})" if memory.on else memory.why]
+        lines.append(f"rows without their padding ({packed.why})" if packed.on else packed.why)
+        lines.append("blocks compiled" if self.compile == "on" else "")
+        return tuple(line for line in lines if line)
+
+    def record(self) -> dict[str, Any]:
+        """For the report, the same."""
+        kinds = {"gradient_checkpointing": self.memory.choice, "packing": self.packing}
+        return {name: {"on": choice.on, "why": choice.why} for name, choice in kinds.items() if choice.why}
+
+
+@dataclass(frozen=True)
+class Ways:
+    """precision: of forward passes, one of `casting.KINDS`. recompute: gradient checkpointing.
+    pack: rows without their padding.
+
+    compile: whether blocks are compiled, 'on', 'off' or 'auto', and then compiled: those that are. seconds: what the
+    run is expected to take, where that is known.
+    """
+
+    precision: str = "fp32"
+    recompute: bool = False
+    pack: bool = False
+    compile: str = "off"
+    seconds: float | None = None
+    compiled: Compiled | None = None
+
+    def pass_(self, model: nn.Module) -> AbstractContextManager[Any]:
+        """Around each forward pass."""
+        return casting.running(model, self.precision)
+
+    @contextmanager
+    def step(self, model: nn.Module) -> Iterator[None]:
+        """Around the passes of one step, forward and backward."""
+        with ExitStack() as stack:
+            if self.pack:
+                stack.enter_context(packing.within(model))
+            if self.compiled is not None:
+                stack.enter_context(self.compiled.within())
+            if self.recompute:
+                if self.compiled is not None:
+                    # A second pass that ends early does so by an exception, which compiled code must not meet.
+                    stack.enter_context(set_checkpoint_early_stop(False))
+                stack.enter_context(recompute.within(model.backbone))
+            yield
+
+    def settled(self, model: nn.Module, batches: Callable[[], Sequence[Batch]]) -> tuple[Ways, Choice]:
+        """These ways when it is decided whether blocks are compiled. batches: a short, a usual and a long one."""
+        if self.compile == "off":
+            return self, Choice(False)
+        if self.compile == "on":
+            return replace(self, compiled=compiling.all_of(model.backbone.blocks)), Choice(True, "as asked")  # type: ignore[union-attr, arg-type]
+        if self.seconds is None or self.seconds < compiling.LONG:
+            return self, Choice(False)
+        with replace(self, compiled=None).step(model):
+            found, choice = compiling.choose(model, batches(), self.seconds, lambda: self.pass_(model))
+        return replace(self, compiled=found), choice
