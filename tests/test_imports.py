@@ -24,6 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("encoded", "state", "running", "optimiser", "recipe", "probe", "evaluation"),
     ("inference", "runtime", "borrowed", "hooks", "fitted", "label_errors", "heads", "kept", "scoring"),
     ("casting", "recompute"),
+    ("costing",),
     ("reaching", "planning", "settings"),
     ("prefix", "precision", "room", "compiling", "packing"),
     ("ways",),

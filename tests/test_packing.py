@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headstart import packing, planning
+from headstart import costing, packing
 from headstart.backbones import _packing
 from headstart.backbones._hf_text import TextBackbone
 from headstart.backbones._structure import largest_list, unlabelled
@@ -149,7 +149,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
     def once(model: Any, *args: Any, **options: Any) -> tuple[float, float, int]:
         return 0.0, 1 / ratio if _packing.can(model.backbone.network) else 1.0, 0
 
-    monkeypatch.setattr(planning, "once", once)
+    monkeypatch.setattr(costing, "once", once)
 
 
 @pytest.mark.parametrize(("ratio", "on"), [(1.5, True), (1.05, False), (0.5, False)])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from headstart import planning
+from headstart import costing, planning
 from headstart.planning import Plan, describe_stage
 from headstart.spec import TrainingSpec
 from method_runs import make_loop, make_method
@@ -56,7 +56,7 @@ def test_measuring_leaves_the_model_as_it_was(kind: str) -> None:
     before = {name: value.clone() for name, value in loop.model.state_dict().items()}
     loop.model.train()
     state = torch.get_rng_state()
-    costs = planning.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=True)
+    costs = costing.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=True)
     assert costs.step > costs.answer > 0
     assert costs.kept > 0
     assert costs.update > 0
@@ -69,12 +69,12 @@ def test_measuring_leaves_the_model_as_it_was(kind: str) -> None:
 def test_what_is_frozen_keeps_nothing_for_the_backward_pass() -> None:
     """The head keeps its input and the outputs that are squared; the whole network keeps more."""
     loop = make_loop([], "text")
-    whole = planning.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=True).kept
+    whole = costing.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=True).kept
     loop.model.backbone.requires_grad_(False)
-    head = planning.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=True).kept
+    head = costing.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=True).kept
     assert 0 < head < whole / 4
     loop.model.requires_grad_(False)
-    assert planning.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=False).kept == 0
+    assert costing.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=False).kept == 0
 
 
 def test_batches_are_timed_over_the_lengths_that_occur(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,14 +88,14 @@ def test_batches_are_timed_over_the_lengths_that_occur(monkeypatch: pytest.Monke
         cost = float(len(index) * loop.train_rows.prepared.lengths[index].max())
         return cost / 4, cost, 7
 
-    monkeypatch.setattr(planning, "once", run)
-    costs = planning.measure(loop.model, rows, training, precision="fp32", backward=True)
+    monkeypatch.setattr(costing, "once", run)
+    costs = costing.measure(loop.model, rows, training, precision="fp32", backward=True)
     assert costs.step * len(rows) == pytest.approx(sum(padded), rel=0.1)
     assert costs.answer == pytest.approx(costs.step / 4)
 
 
 def test_time_and_memory_of_a_whole_run() -> None:
-    costs = planning.Costs(step=0.3, answer=0.1, kept=1000)
+    costs = costing.Costs(step=0.3, answer=0.1, kept=1000)
     assert planning.epoch_seconds(costs, 100, 20, 2.0) == pytest.approx(0.3 * 100 * 2 + 0.1 * 20)
     asked = dict(rows=100, epochs=3, rate=1e-3, trainable=10, total=50, precision=planning.Precision(), validated=20)
     exact = describe_stage("probe", {}, TrainingSpec(optimizer="lbfgs"), costs=costs, **asked)
@@ -119,9 +119,9 @@ def test_a_small_part_of_a_batch_of_inference_stands_for_the_whole(monkeypatch: 
         taken.append(len(index))
         return float(len(index)), float(len(index)), 0
 
-    monkeypatch.setattr(planning, "once", run)
-    monkeypatch.setattr(planning, "TIMED_TOKENS", 2 * int(lengths.max()))
-    costs = planning.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=False)
+    monkeypatch.setattr(costing, "once", run)
+    monkeypatch.setattr(costing, "TIMED_TOKENS", 2 * int(lengths.max()))
+    costs = costing.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=False)
     assert max(taken) < len(lengths)
     assert costs.answer == pytest.approx(1.0)
     assert costs.first >= 0
@@ -131,7 +131,7 @@ def test_a_stage_says_what_learns_how_often_and_in_which_order() -> None:
     methods = {name: make_method(name) for name in ("mixup", "pgd", "l2sp")}
     stage = describe_stage(
         "all", methods, TrainingSpec(batch_size=10, accumulate=2), rows=95, epochs=3, rate=1e-3, trainable=500,
-        total=1000, precision=planning.Precision(), costs=planning.Costs(0.01, 0.0),
+        total=1000, precision=planning.Precision(), costs=costing.Costs(0.01, 0.0),
     )  # fmt: skip
     assert stage.steps == 15
     assert stage.passes_per_step == methods["pgd"].passes()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from headstart import planning, precision
+from headstart import costing, planning, precision
 from headstart.errors import SpecError
 from method_runs import make_loop
 
@@ -23,7 +23,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]) ->
             raise RuntimeError("not implemented for BFloat16")
         return 0.0, next(left[precision]), 0
 
-    monkeypatch.setattr(planning, "once", once)
+    monkeypatch.setattr(costing, "once", once)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart import casting, planning
+from headstart import casting, costing
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.model import quiet
@@ -39,7 +39,7 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, precision: s
     """
     if training.packing == "off":
         return Choice(False)
-    batches = planning.batches(rows, training, backward=True)
+    batches = costing.batches(rows, training, backward=True)
     lengths = rows.prepared.lengths.astype(np.int64)
     room = sum(len(index) * int(lengths[index].max()) for index in batches)
     padding = 1 - sum(int(lengths[index].sum()) for index in batches) / max(1, room)
@@ -55,9 +55,9 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, precision: s
     usual = sorted(batches, key=lambda index: int(lengths[index].sum()))[len(batches) // 2]
     ratios = []
     for number in range(PAIRS + 1):
-        plain = planning.once(model, rows, usual, precision=precision, backward=True)[1]
+        plain = costing.once(model, rows, usual, precision=precision, backward=True)[1]
         with within(model):
-            packed = planning.once(model, rows, usual, precision=precision, backward=True)[1]
+            packed = costing.once(model, rows, usual, precision=precision, backward=True)[1]
         ratios += [plain / packed] if number else []  # the first pair warms up
     model.zero_grad(set_to_none=True)
     gain = median(ratios)

@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 from torch import nn
 
-from headstart import planning
+from headstart import costing
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.planning import Precision
@@ -46,7 +46,7 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision
         for number in range(TRIALS + 1):
             for kind in list(kinds):
                 try:
-                    spent = planning.once(model, rows, batch, precision=kind, backward=True)[1]
+                    spent = costing.once(model, rows, batch, precision=kind, backward=True)[1]
                 except Exception as error:  # what foreign code does with a type that it does not expect
                     if training.precision != "auto":
                         raise SpecError(_refusal(error)) from None

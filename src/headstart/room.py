@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart import casting, planning, recompute
+from headstart import casting, costing, planning, recompute
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.notation import parse_size
@@ -42,7 +42,7 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, precision: s
 
     Raises SpecError when it is asked for and this network cannot be checkpointed.
     """
-    batches = planning.batches(rows, training, backward=True)
+    batches = costing.batches(rows, training, backward=True)
     longest = max(batches, key=lambda index: len(index) * int(np.max(rows.prepared.lengths[index])))
     device = next(model.parameters()).device
     # The longest row of the batch among them, so that they are padded as the whole batch is.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import bundle, heads, inference, label_errors, planning, precision, probe, settings
+from headstart import bundle, costing, heads, inference, label_errors, planning, precision, probe, settings
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import SpecError
 from headstart.evaluation.calibration import temperature_of
@@ -274,7 +274,7 @@ class Stages:
         chosen = settled.precision
         if deadline is not None:
             left = max(1.0, deadline - time.monotonic())
-            costs = planning.measure(self.model, rows, training, precision=chosen.name, backward=True)
+            costs = costing.measure(self.model, rows, training, precision=chosen.name, backward=True)
             passes = math.prod(method.passes() for method in methods.values())
             epoch = planning.epoch_seconds(costs, len(rows), len(self.validation or ()), passes)
             epochs = max(1, min(epochs, int(left / max(1e-9, epoch))))
@@ -343,17 +343,6 @@ class Stages:
         scores = self.task.scores(torch.from_numpy(inference.outputs(self.model, rows)))
         return self.task.measure(scores.numpy(), rows.targets.numpy())[self.task.metric]
 
-    def _solving(self, training: TrainingSpec, costs: planning.Costs) -> float:
-        """Seconds that a fresh head's start on frozen features is going to take; those of a probe's own pass aside."""
-        targets, exact = self.train_rows.targets, training.optimizer == "lbfgs"
-        if targets is None or not (exact or training.head == "probe"):
-            return 0.0
-        targets = targets if exact else targets[:PROBE_ROWS]
-        crossed = self.validation is None
-        solving = probe.expected(self.model.backbone.width, targets, self.task, crossed=crossed)
-        passed = 0 if exact else len(self.train_rows) + len(self.validation or ())
-        return solving + costs.answer * passed
-
     def _trial(self, stage: StageSpec) -> tuple[nn.Module, dict[str, Method], list[nn.Parameter]]:
         """A copy of the model after the stage's surgery, with gradients for what learns; its methods; what learns."""
         methods, hooks = self.check(stage)
@@ -382,15 +371,18 @@ class Stages:
             asked = "fp32" if training.precision == "auto" else training.precision
             chosen, costs, settled = Precision(asked), None, None
             if timed and training.optimizer == "lbfgs":
-                costs = planning.measure(trial, self.train_rows, training, precision="fp32", backward=False)
+                costs = costing.measure(trial, self.train_rows, training, precision="fp32", backward=False)
             elif timed:
                 settled = self._settle(stage, training, trial)
                 chosen, step = settled.precision, settled.ways.step(trial)
-                costs = planning.measure(
+                costs = costing.measure(
                     trial, self.train_rows, training, precision=chosen.name, backward=True, step=step
                 )
                 costs = dataclasses.replace(costs, kept=settled.memory.kept)
-            start = self._solving(training, costs) if costs and fresh else 0.0
+            start = 0.0
+            if costs and fresh:
+                rows = self.train_rows, self.validation
+                start = costing.head(self.model.backbone.width, *rows, self.task, training, costs, PROBE_ROWS)
             fresh = False
             described = (
                 planning.describe_stage(
