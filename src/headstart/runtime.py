@@ -33,8 +33,8 @@ class GraphBackbone(nn.Module):
     """A backbone of which only what prepares rows is left: its preprocessing, tokenizer and record."""
 
     def __init__(self, backbone: Backbone, run: Run) -> None:
-        # The network's weights are not wanted and must not be found as parameters of this module. The engine is known and
-        # not the model, which knows this: two that hold each other stay in memory until Python looks for such cycles.
+        # The network's weights are not wanted and must not be found as parameters of this module. It knows the engine,
+        # not the model: two that know each other stay in memory until Python looks for such cycles.
         self.__dict__.update(_whole=backbone.to("meta"), _run=run)
         super().__init__()
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)
