@@ -70,6 +70,10 @@ def batch_of(inputs: Inputs) -> Batch:
     )  # fmt: skip
 
 
+def _closed(batch: Batch, owners: Sequence[Hashable]) -> tuple[Tensor, Sequence[Tensor]]:
+    raise RuntimeError("this lane is closed")
+
+
 class Lane:
     """One encoder, one queue, one network. executor: the thread that runs networks, shared by all lanes.
 
@@ -85,7 +89,8 @@ class Lane:
         limits: Limits,
         watch: Callable[[Sequence[Hashable]], None] = lambda owners: None,
     ) -> None:
-        self._modality, self._backbone, self._network = modality, backbone, network
+        self._modality, self._backbone = modality, backbone
+        self._network: Network = network
         self._padding: dict[str, int] = {}
         # A tokenizer must not be used by two threads at once.
         self._encoding = threading.Lock()
@@ -143,6 +148,7 @@ class Lane:
         return [(values.float().cpu().numpy(), row) for values, row in zip(outputs, features, strict=True)]
 
     async def close(self) -> None:
-        """Answer what waits, then let the thread go."""
+        """Answer what waits, then let the thread and the network go."""
         await self.batcher.close()
         self._encoder.shutdown(wait=False)
+        self._network = _closed
