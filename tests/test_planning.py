@@ -55,9 +55,12 @@ def test_measuring_leaves_the_model_as_it_was(kind: str) -> None:
     loop = make_loop([], kind)
     before = {name: value.clone() for name, value in loop.model.state_dict().items()}
     loop.model.train()
+    state = torch.get_rng_state()
     costs = planning.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=True)
     assert costs.step > costs.answer > 0
     assert costs.kept > 0
+    assert costs.update > 0
+    assert torch.equal(torch.get_rng_state(), state)
     assert loop.model.training
     assert all(torch.equal(value, before[name]) for name, value in loop.model.state_dict().items())
     assert all(parameter.grad is None for parameter in loop.model.parameters())
@@ -98,13 +101,13 @@ def test_time_and_memory_of_a_whole_run() -> None:
     exact = describe_stage("probe", {}, TrainingSpec(optimizer="lbfgs"), costs=costs, **asked)
     tuned = describe_stage("all", {}, TrainingSpec(), costs=costs, **asked)
     assert exact.seconds == pytest.approx(0.1 * 120) and exact.batch_bytes is None
-    assert tuned.seconds == pytest.approx(3 * (30 + 2)) and tuned.batch_bytes == 1000
+    assert tuned.seconds == pytest.approx(3 * (30 + 2) + 2) and tuned.batch_bytes == 1000
     assert planning.most_memory((exact, tuned)) == planning.REPORT_BYTES + 12 * 10 + 1000 + 4 * 50
     assert planning.most_memory((exact,)) == planning.REPORT_BYTES + 4 * 50  # the bundle that is loaded to be proven
     assert describe_stage("all", {}, TrainingSpec(), costs=None, **asked).seconds is None
-    slow = dataclasses.replace(costs, first=0.5)
+    slow = dataclasses.replace(costs, first=0.5, update=0.25)
     started = describe_stage("all", {}, TrainingSpec(), costs=slow, start=7.0, **asked)
-    assert started.seconds == pytest.approx(tuned.seconds + 0.5 * 120 + 7)
+    assert started.seconds == pytest.approx(tuned.seconds + 0.5 * 120 + 7 + 0.25 * started.steps)
 
 
 def test_a_small_part_of_a_batch_of_inference_stands_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from headstart import casting, inference
 from headstart.encoded import Encoded
 from headstart.protocols import EXCLUSIVE, Method, overrides
-from headstart.running import has_statistics
+from headstart.running import has_statistics, set_modes
 from headstart.spec import TrainingSpec
 
 STEPS = 300
@@ -29,6 +29,9 @@ TIMED = 3
 
 REPORT_BYTES = 70 * 2**20
 """What measuring and reporting load beside the model, as measured on a probe of texts."""
+
+TIMED_NUMBERS = 2**22
+"""Numbers of a timed update, at most: more than caches hold."""
 
 TIMED_ROWS = 16
 """Rows of a timed batch of inference, where its rows have no length."""
@@ -68,13 +71,15 @@ LEARNING_RATE = {"text": 1e-4, "image": 3e-4, "audio": 1e-4}
 @dataclass(frozen=True)
 class Costs:
     """What rows cost, measured. step: seconds a row, forward and backward; answer: forward alone. kept: bytes that the
-    longest batch keeps between the two. first: seconds more that a row takes the first time, when it is read.
+    longest batch keeps between the two. first: seconds more that a row takes the first time, when it is read. update:
+    seconds of a step's update.
     """
 
     step: float
     answer: float
     kept: int = 0
     first: float = 0.0
+    update: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -229,7 +234,8 @@ def measure(
     """What rows cost, from `TIMED` batches of the first epoch after one untimed batch; the model is left as it was.
 
     The batches stand for equally many others, from short to long, so padding and long rows count as often as they
-    occur. Without `backward` they are those of inference. The update itself is not timed. step: how steps are made.
+    occur. Without `backward` they are those of inference. Steps draw dropout, and move no statistics of BatchNorm.
+    step: how steps are made.
     """
     found = batches(rows, training, backward=backward)
     padded = np.array([len(batch) * int(rows.prepared.lengths[batch].max()) for batch in found])
@@ -239,7 +245,10 @@ def measure(
     kept, seconds, answers, done, reading, read = 0, 0.0, 0.0, 0.0, 0.0, 0
     with ExitStack() as stack:
         stack.enter_context(step or nullcontext())
+        stack.enter_context(torch.random.fork_rng())
         stack.callback(model.train, was_training)
+        if backward:
+            set_modes(model, keep_stats=True)
         stack.callback(model.zero_grad, set_to_none=True)
         # The longest comes first: it warms up, and shows the largest amount that waits for the backward pass.
         longest = found[order[-1]] if backward else _some(rows, found[order[-1]])
@@ -254,7 +263,25 @@ def measure(
             answers += forward * stands_for
             seconds += whole * stands_for
             done += len(batch) * stands_for
-    return Costs(seconds / done, answers / done, kept, reading / read)
+    update = _update(model) if backward else 0.0
+    return Costs(seconds / done, answers / done, kept, reading / read, update)
+
+
+def _update(model: nn.Module) -> float:
+    """Seconds that clipping and AdamW take for what learns: its time goes with the numbers, so some are enough."""
+    learning = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    if not learning:
+        return 0.0
+    some = nn.Parameter(torch.zeros(min(learning, TIMED_NUMBERS), device=next(model.parameters()).device))
+    some.grad = torch.zeros_like(some)
+    optimiser, spent = torch.optim.AdamW([some], fused=some.device.type == "cpu" or None), 0.0
+    for _ in range(2):  # the first makes the moments
+        started = time.perf_counter()
+        nn.utils.clip_grad_norm_([some], 1.0)
+        optimiser.step()
+        _wait(some.device)
+        spent = time.perf_counter() - started
+    return spent * learning / some.numel()
 
 
 def _some(rows: Encoded, batch: np.ndarray) -> np.ndarray:
@@ -376,7 +403,8 @@ def describe_stage(
     if costs is not None:
         seconds = costs.answer * (rows + validated)
         if not exact:
-            seconds = epochs * epoch_seconds(costs, rows, validated, passes)
+            seconds = epochs * epoch_seconds(costs, rows, validated, passes) + steps * costs.update
+            seconds += costs.answer * validated  # of the weights that are kept
         seconds += costs.first * (rows + validated) + start
     return StagePlan(
         name=name,
