@@ -41,9 +41,10 @@ ROUTES: tuple[tuple[str, str, Handler, str | None], ...] = (
     ("POST", "/v2/repository/models/{name}/load", tensors.load, ADMIN),
     ("POST", "/v2/repository/models/{name}/unload", tensors.unload, ADMIN),
     ("POST", "/predict/{name}", friendly.predict, PREDICT),
+    ("POST", "/explain/{name}", friendly.explain, PREDICT),
     ("GET", "/models", friendly.models, PREDICT),
     ("GET", "/schema/{name}", friendly.schema, PREDICT),
-    ("GET", "/openapi.json", friendly.openapi, PREDICT),
+    ("GET", "/openapi.json", friendly.openapi, OPEN),
     ("GET", "/metrics", friendly.metrics, PREDICT),
     ("POST", "/v1/embeddings", embeddings.embeddings, PREDICT),
     ("GET", "/v1/models", embeddings.models, PREDICT),
@@ -65,6 +66,7 @@ def make_app(server: Server) -> Front:
             yield
         finally:
             server.draining = True
+            server.explainer.close()
             await server.models.close()
 
     async def failed(request: Request, error: Exception) -> Response:

@@ -10,6 +10,7 @@ import asyncio
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ from headstart.values import Batch
 Inputs = dict[str, Tensor]
 Found = tuple[np.ndarray, np.ndarray]
 """Of one row: raw outputs (K,) and pooled features (D,)."""
+
+Result = TypeVar("Result")
 
 Network = Callable[[Batch, Sequence[Hashable]], tuple[Tensor, Sequence[Tensor]]]
 """Pooled features (N,D) and each row's outputs (K,) of a batch and of the rows' owners."""
@@ -102,6 +105,10 @@ class Lane:
             found = await self.batcher.submit([(owner, row) for row in rows], lengths, owner)
         outputs, pooled = (np.stack([each[i] for each in found]) for i in (0, 1))
         return outputs, pooled, sum(lengths)
+
+    async def encoding(self, work: Callable[..., Result], *args: Any) -> Result:
+        """The result of other work that needs the tokenizer, in the thread that encodes."""
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, work, *args)
 
     def _encode(self, inputs: Sequence[str | bytes]) -> tuple[list[Inputs], list[int]]:
         try:

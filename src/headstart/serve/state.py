@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from headstart.serve.explainer import Explainer
 from headstart.serve.keys import Ring
 from headstart.serve.limits import Limits
 from headstart.serve.logs import Log
@@ -52,6 +53,7 @@ class Server:
     hosts: frozenset[str] | None = None
     draining: bool = False
     started: bool = False
+    explainer: Explainer = field(default_factory=Explainer)
 
     def authorise(self, request: Request, scope: str) -> None:
         """Let a request pass whose key has the scope. Raises Refused: 401 for no known key, 403 for another scope."""
