@@ -28,7 +28,7 @@ $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed; $(PYTHON) is $$($(PYTHON) --version). Try: make PYTHON=python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -e '.[starter,images,audio,lora,tracking,labels,onnx,openvino,serve,dev]'
+	$(BIN)/python -m pip install -q -e '.[starter,images,audio,lora,tracking,labels,onnx,openvino,explain,serve,dev]'
 	@touch $@
 
 demo: install

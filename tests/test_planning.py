@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from headstart import planning
 from headstart.planning import Plan, describe_stage
@@ -23,6 +27,27 @@ def test_the_users_rate_wins_then_the_methods_then_the_modalitys() -> None:
     assert planning.choose_rate(TrainingSpec(learning_rate=3e-6), lora, "text") == 3e-6
     assert planning.choose_rate(TrainingSpec(), lora, "text") == lora["lora"].learning_rate("text")
     assert planning.choose_rate(TrainingSpec(), {}, "text") == planning.LEARNING_RATE["text"]
+    kept = TrainingSpec(running_stats="keep")
+    assert planning.choose_rate(kept, {}, "image") < planning.LEARNING_RATE["image"]
+    assert planning.choose_rate(kept, lora, "image") == lora["lora"].learning_rate("image")
+
+
+def test_short_runs_keep_the_statistics_of_a_pretrained_batchnorm() -> None:
+    model, most = make_loop([], "image").model, planning.KEPT_STEPS
+
+    def chosen(model: nn.Module = model, rows: int = 32 * most, pretrained: bool = True, **asked: Any) -> str:
+        methods = {name: make_method(name) for name in asked.pop("methods", ())}
+        training = TrainingSpec(epochs=1, **asked)
+        return planning.choose_stats(training, methods, model, rows, pretrained=pretrained).running_stats
+
+    assert chosen() == "keep"
+    assert chosen(rows=32 * most + 1) == "update"
+    assert chosen(rows=32 * most + 1, batch_size=64) == "keep"
+    assert chosen(rows=32 * most + 1, running_stats="keep") == "keep"
+    assert chosen(running_stats="update") == "update"
+    assert chosen(pretrained=False) == "update"
+    assert chosen(methods=["stochnorm"]) == "update"
+    assert chosen(model=make_loop([], "text").model) == "update", "it has no BatchNorm"
 
 
 @pytest.mark.parametrize("kind", ["image", "text"])
@@ -76,9 +101,29 @@ def test_time_and_memory_of_a_whole_run() -> None:
     tuned = describe_stage("all", {}, TrainingSpec(), costs=costs, **asked)
     assert exact.seconds == pytest.approx(0.1 * 120) and exact.batch_bytes is None
     assert tuned.seconds == pytest.approx(3 * (30 + 2)) and tuned.batch_bytes == 1000
-    assert planning.most_memory((exact, tuned)) == 12 * 10 + 1000 + 4 * 50
-    assert planning.most_memory((exact,)) == 0
+    assert planning.most_memory((exact, tuned)) == planning.REPORT_BYTES + 12 * 10 + 1000 + 4 * 50
+    assert planning.most_memory((exact,)) == planning.REPORT_BYTES + 4 * 50  # the bundle that is loaded to be proven
     assert describe_stage("all", {}, TrainingSpec(), costs=None, **asked).seconds is None
+    slow = dataclasses.replace(costs, first=0.5)
+    started = describe_stage("all", {}, TrainingSpec(), costs=slow, start=7.0, **asked)
+    assert started.seconds == pytest.approx(tuned.seconds + 0.5 * 120 + 7)
+
+
+def test_a_small_part_of_a_batch_of_inference_stands_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = make_loop([], "text")
+    lengths = loop.train_rows.prepared.lengths
+    taken: list[int] = []
+
+    def run(model: object, rows: object, index: np.ndarray, **options: bool) -> tuple[float, float, int]:
+        taken.append(len(index))
+        return float(len(index)), float(len(index)), 0
+
+    monkeypatch.setattr(planning, "once", run)
+    monkeypatch.setattr(planning, "TIMED_TOKENS", 2 * int(lengths.max()))
+    costs = planning.measure(loop.model, loop.train_rows, loop.training, bf16=False, backward=False)
+    assert max(taken) < len(lengths)
+    assert costs.answer == pytest.approx(1.0)
+    assert costs.first >= 0
 
 
 def test_a_stage_says_what_learns_how_often_and_in_which_order() -> None:

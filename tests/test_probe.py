@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
+import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
@@ -80,3 +83,40 @@ def test_extra_rows_are_always_fitted_and_never_held_out() -> None:
         torch.from_numpy(np.concatenate([x, more])).double(), torch.cat([targets, of]), task, found.c
     )
     assert torch.allclose(found.weight, weight.float(), atol=1e-4)
+
+
+def test_a_large_problem_ends_where_float64_alone_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = problem(rows=600)
+    task = tasks.fit("classification", [str(value) for value in y])
+    targets = torch.from_numpy(y)
+    parts = (x[:400], targets[:400], task, (x[400:], targets[400:]))
+    plain = probe.fit(*parts)
+    monkeypatch.setattr(probe, "LARGE", 0)
+    fast = probe.fit(*parts)
+    assert fast.c == plain.c
+    assert fast.score == plain.score
+    assert torch.allclose(fast.held_out, plain.held_out, atol=1e-2)
+
+
+def test_a_solution_is_gone_on_with() -> None:
+    x, y = problem()
+    task = tasks.fit("classification", [str(value) for value in y])
+    features, targets = torch.from_numpy(x).double(), torch.from_numpy(y)
+    found = probe.solve(features, targets, task, 10.0)
+    again = probe.solve(features, targets, task, 10.0, start=found)
+    for one, other in zip(found, again, strict=True):
+        assert torch.allclose(one, other, atol=1e-3)
+    calls: list[int] = []
+    counted = copy.copy(task)
+    counted.loss = lambda *given: calls.append(1) or task.loss(*given)  # type: ignore[method-assign]
+    probe.solve(features, targets, counted, 10.0)
+    alone = len(calls)
+    calls.clear()
+    probe.solve(features, targets, counted, 10.0, start=found)
+    assert len(calls) < alone / 2
+
+
+def test_the_time_of_solving_is_expected_to_grow_with_folds() -> None:
+    x, y = problem()
+    task = tasks.fit("classification", [str(value) for value in y])
+    assert 0 < probe.expected(x.shape[1], torch.from_numpy(y), task, crossed=True) < 60

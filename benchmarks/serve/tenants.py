@@ -16,20 +16,14 @@ order; the servers take turns. CPU seconds are those of the server's process.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import csv
 import json
-import math
-import os
-import random
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import asking
 
 CLIENTS = 32
 
@@ -40,7 +34,7 @@ def make(folder: Path, rows: Path, count: int) -> None:
     import headstart as hs
     from headstart import bundle as bundles
 
-    texts, labels = zip(*read(rows, "text", "intent")[:120], strict=True)
+    texts, labels = zip(*asking.column(rows, "text", "intent")[:120], strict=True)
     first = hs.fit(list(texts), list(labels), methods=["lora:r=8,merge=false"], epochs=1)
     first.save(folder / "whole")
     hs.lighten(folder / "whole", folder / "tenant-000")
@@ -59,84 +53,18 @@ def make(folder: Path, rows: Path, count: int) -> None:
         model.save(folder / f"tenant-{number:03d}")
 
 
-def read(path: Path, *columns: str) -> list[tuple[str, ...]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return [tuple(row[name] for name in columns) for row in csv.DictReader(file)]
-
-
-class Running:
-    """A server in a process of its own."""
-
-    def __init__(self, process: subprocess.Popen[str], port: int, names: list[str]) -> None:
-        self.process, self.port, self.names = process, port, names
-
-    def memory(self) -> dict[str, float]:
-        """Megabytes in memory now, and at most so far."""
-        text = Path(f"/proc/{self.process.pid}/status").read_text(encoding="ascii")
-        found = dict(line.split(":", 1) for line in text.splitlines())
-        return {key: int(found[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM")}
-
-    def cpu(self) -> float:
-        """CPU seconds so far."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@contextmanager
-def server(folders: list[Path]) -> Iterator[Running]:
-    command = [sys.executable, "-m", "headstart", "serve", *map(str, folders), "--port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        yield Running(process, int(line.rsplit(":", 1)[1]), [folder.name for folder in folders])
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-async def client(port: int, asked: Iterator[tuple[str, str]], stop: float, found: list[float]) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    while time.perf_counter() < stop:
-        name, text = next(asked)
-        body = json.dumps([text]).encode()
-        head = f"POST /predict/{name} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
-        start = time.perf_counter()
-        writer.write(f"{head}content-length: {len(body)}\r\n\r\n".encode() + body)
-        answer = await reader.readuntil(b"\r\n\r\n")
-        assert answer.startswith(b"HTTP/1.1 200"), answer
-        (line,) = [line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:")]
-        await reader.readexactly(int(line.split(b":")[1]))
-        found.append(time.perf_counter() - start)
-    writer.close()
-
-
-def ask(running: Running, texts: list[str], seconds: float, seed: int) -> dict[str, float]:
+def ask(running: asking.Running, names: list[str], texts: list[str], seconds: float, seed: int) -> dict[str, float]:
     """Rows a second and CPU seconds for 1,000 rows, of `CLIENTS` clients; each request draws its tenant."""
-    draws = random.Random(seed)
-    order = random.Random(seed)
-
-    def requests() -> Iterator[tuple[str, str]]:
-        while True:
-            yield draws.choice(running.names), texts[order.randrange(len(texts))]
-
-    async def load() -> list[float]:
-        asked, found = requests(), []
-        stop = time.perf_counter() + seconds
-        await asyncio.gather(*(client(running.port, asked, stop, found) for _ in range(CLIENTS)))
-        return found
-
-    cpu, start = running.cpu(), time.perf_counter()
-    times = asyncio.run(load())
+    found = asking.measured(running, asking.requests(names, texts, seed), CLIENTS, seconds)
     return {
-        "rows_per_second": len(times) / (time.perf_counter() - start),
-        "cpu_seconds_per_1000": 1000 * (running.cpu() - cpu) / len(times),
-        "p50_ms": 1000 * median(times),
+        "rows_per_second": found["rows_per_second"],
+        "cpu_seconds_per_1000": found["cpu_ms"],
+        "p50_ms": found["p50_ms"],
     }
 
 
 def measure(folder: Path, rows: Path, seconds: float, rounds: int) -> dict[str, Any]:
-    texts = [text for (text,) in read(rows, "text")]
+    texts = [text for (text,) in asking.column(rows, "text")]
     folders = sorted(folder.glob("tenant-*"))
     found: dict[str, Any] = {
         "tenants": len(folders),
@@ -145,16 +73,17 @@ def measure(folder: Path, rows: Path, seconds: float, rounds: int) -> dict[str, 
         "memory": {},
         "rounds": [],
     }
-    with server(folders[:1]) as one, server(folders) as many:
+    names = {"one": [folders[0].name], "many": [each.name for each in folders]}
+    with asking.headstart(str(folders[0])) as one, asking.headstart(*map(str, folders)) as many:
         for name, running in (("one", one), ("many", many)):
             found["memory"][name] = {"loaded": running.memory()}
-            ask(running, texts, seconds, 0)  # the first answers are slow, and fill what is filled once
+            ask(running, names[name], texts, seconds, 0)  # the first answers are slow, and fill what is filled once
             found["memory"][name]["asked"] = running.memory()
         for number in range(rounds):
             pair = {}
             order = (("one", one), ("many", many))
             for name, running in order if number % 2 else reversed(order):
-                pair[name] = ask(running, texts, seconds, number)
+                pair[name] = ask(running, names[name], texts, seconds, number)
             found["rounds"].append(pair)
             print(json.dumps(pair), flush=True)
         for name, running in (("one", one), ("many", many)):
@@ -174,22 +103,11 @@ def table(found: dict[str, Any]) -> None:
         )
     print()
     for key, what in (("rows_per_second", "rows/s"), ("cpu_seconds_per_1000", "CPU seconds a row")):
-        logs = [math.log(each["many"][key] / each["one"][key]) for each in rounds]
-        low, high = interval(logs)
-        mean = math.exp(sum(logs) / len(logs))
-        print(
-            f"{what}, many over one: {mean:.2f} ({math.exp(low):.2f} to {math.exp(high):.2f}) over {len(logs)} rounds"
-        )
+        found_ratio = asking.ratio([(each["many"][key], each["one"][key]) for each in rounds])
+        print(f"{what}, many over one: {found_ratio} over {len(rounds)} rounds")
     for when in ("loaded", "end"):
         ratio = memory["many"][when]["VmRSS"] / memory["one"][when]["VmRSS"]
         print(f"RSS {when}, many over one: {ratio:.2f}")
-
-
-def interval(values: list[float]) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean."""
-    draws = random.Random(0)
-    means = sorted(sum(draws.choices(values, k=len(values))) / len(values) for _ in range(2000))
-    return means[50], means[1949]
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from headstart import bundle as bundles
-from headstart import catalog, data, heads, inference, planning, recipe
+from headstart import catalog, data, heads, planning, recipe
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, SpecError
@@ -349,7 +349,7 @@ def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float 
                 if checkpoint is not None:
                     checkpoint.unlink(missing_ok=True)
         if run.stages.untouched and run.test is not None and position < len(run.spec.stages) - 1:
-            frozen = inference.outputs(run.stages.model, run.test)
+            frozen = run.stages.outputs("test", run.test)
         if kept is None or run.spec.keep == "last" or _improves(run, results[position].score, results[kept[0]].score):
             last = position == len(run.spec.stages) - 1
             kept = (position, run.stages if last or run.spec.keep == "last" else run.stages.copy())

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from headstart import bundle as bundles
-from headstart import inference, robustness
+from headstart import robustness
 from headstart.bundle import Bundle
 from headstart.data import Data
 from headstart.encoded import Encoded
@@ -52,11 +52,10 @@ class Evidence:
     def bundle(self, test: Encoded | None) -> Bundle:
         """The finished bundle: calibrated, measured, with its report."""
         made = self.plain_bundle(self.spec, self.data, self.task, self.stages, self.chosen.results)
-        model = self.stages.model
         validation = self.stages.validation
         held_out = None
         if validation is not None and validation.targets is not None:
-            held_out = inference.outputs(model, validation)
+            held_out = self.stages.outputs("validation", validation)
             made.record["temperature"] = self._temperature(held_out, validation)
         else:
             kept = self.chosen.results[self.chosen.position].details
@@ -67,7 +66,7 @@ class Evidence:
         if validation is not None and held_out is not None:
             self._measure("validation", held_out, validation, made.temperature, metrics, details)
         if test is not None:
-            answered = inference.outputs(model, test)
+            answered = self.stages.outputs("test", test)
             self._measure("test", answered, test, made.temperature, metrics, details)
             transfer = self._transfer(answered, test, made.temperature)
         measured = {

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from headstart import inference
 from headstart.encoded import Encoded
 from headstart.protocols import EXCLUSIVE, Method, overrides
+from headstart.running import has_statistics
 from headstart.spec import TrainingSpec
 
 STEPS = 300
@@ -26,8 +27,25 @@ STEPS = 300
 TIMED = 3
 """Batches that are timed for an estimate, from short to long."""
 
+REPORT_BYTES = 70 * 2**20
+"""What measuring and reporting load beside the model, as measured on a probe of texts."""
+
+TIMED_ROWS = 16
+"""Rows of a timed batch of inference, where its rows have no length."""
+
+TIMED_TOKENS = 1024
+"""Tokens of a timed batch of inference, padding included: whole batches of a small set would be all of its rows."""
+
 EPOCHS = (5, 50)
 """Fewest and most epochs that the plan chooses by itself."""
+
+KEPT_STEPS = 500
+"""Optimiser steps up to which BatchNorm keeps its pretrained statistics: about as long as the longest run in which
+keeping them was measured (benchmarks, "Statistics of BatchNorm")."""
+
+KEPT_RATE = 1e-4
+"""For the whole backbone while it keeps them: activations then grow with the weights, and 3e-4 cost 10 points on photos
+that look like those of pretraining."""
 
 HOOKS = (
     "rows",
@@ -50,12 +68,13 @@ LEARNING_RATE = {"text": 1e-4, "image": 3e-4, "audio": 1e-4}
 @dataclass(frozen=True)
 class Costs:
     """What rows cost, measured. step: seconds a row, forward and backward; answer: forward alone. kept: bytes that the
-    longest batch keeps between the two.
+    longest batch keeps between the two. first: seconds more that a row takes the first time, when it is read.
     """
 
     step: float
     answer: float
     kept: int = 0
+    first: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -92,6 +111,8 @@ class StagePlan:
     memory_bytes: int
     batch_bytes: int | None = None
     precision_why: str = ""
+    stats_kept: bool = False
+    """Whether BatchNorm keeps its pretrained statistics."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +157,8 @@ def _stage_lines(stage: StagePlan) -> list[str]:
     else:
         work = f"{stage.epochs} epochs, {stage.steps} steps, rate {stage.learning_rate:g}, {stage.precision}"
         work += f" ({stage.precision_why})" if stage.precision_why else ""
+        if stage.stats_kept:
+            work += ", statistics of BatchNorm kept"
         if stage.passes_per_step != 1:
             work += f", {stage.passes_per_step:g} passes a step"
     lines = [head, f"             {work}"]
@@ -165,11 +188,28 @@ def choose_epochs(training: TrainingSpec, rows: int) -> int:
 
 
 def choose_rate(training: TrainingSpec, methods: Mapping[str, Method], modality: str) -> float:
-    """The user's learning rate, else what the methods suggest, else the modality's."""
+    """The user's learning rate, else what the methods suggest, else the modality's (kept statistics: a lower one)."""
     if training.learning_rate is not None:
         return training.learning_rate
     suggested = [rate for m in methods.values() if (rate := m.learning_rate(modality)) is not None]
-    return suggested[0] if suggested else LEARNING_RATE.get(modality, 1e-4)
+    usual = KEPT_RATE if training.running_stats == "keep" else LEARNING_RATE.get(modality, 1e-4)
+    return suggested[0] if suggested else usual
+
+
+def choose_stats(
+    training: TrainingSpec, methods: Mapping[str, Method], model: nn.Module, rows: int, *, pretrained: bool
+) -> TrainingSpec:
+    """The same settings with `running_stats` decided: the user's, else kept in a run of at most `KEPT_STEPS` steps.
+
+    Statistics of batches change what the head was solved on, and a short run does not make up for it. They are updated
+    where there are none to keep (no BatchNorm, no pretrained weights) or a method needs those of the batches.
+    """
+    if training.running_stats != "auto":
+        return training
+    steps = choose_epochs(training, rows) * math.ceil(rows / (training.batch_rows * training.accumulate))
+    asked = any("run.statistics" in method.requires() for method in methods.values())
+    keep = pretrained and not asked and has_statistics(model) and steps <= KEPT_STEPS
+    return training.model_copy(update={"running_stats": "keep" if keep else "update"})
 
 
 def choose_device(name: str) -> torch.device:
@@ -194,27 +234,49 @@ def measure(model: nn.Module, rows: Encoded, training: TrainingSpec, *, bf16: bo
     order = np.argsort(padded, kind="stable")
     was_training = model.training
     model.eval()
-    kept, seconds, answers, done = 0, 0.0, 0.0, 0.0
+    kept, seconds, answers, done, reading, read = 0, 0.0, 0.0, 0.0, 0.0, 0
     try:
         # The longest comes first: it warms up, and shows the largest amount that waits for the backward pass.
-        kept = once(model, rows, batches[order[-1]], bf16=bf16, backward=backward, weigh=True)[2]
+        longest = batches[order[-1]] if backward else _some(rows, batches[order[-1]])
+        kept = once(model, rows, longest, bf16=bf16, backward=backward, weigh=True)[2]
         for group in np.array_split(order, min(TIMED, len(order))):
-            batch = batches[group[len(group) // 2]]
+            whole_batch = batches[group[len(group) // 2]]
+            batch = whole_batch if backward else _some(rows, whole_batch)
+            reading += _reading(rows, batch)
+            read += len(batch)
             forward, whole, _ = once(model, rows, batch, bf16=bf16, backward=backward)
-            answers += forward * len(group)
-            seconds += whole * len(group)
-            done += len(batch) * len(group)
+            stands_for = len(whole_batch) / len(batch) * len(group)
+            answers += forward * stands_for
+            seconds += whole * stands_for
+            done += len(batch) * stands_for
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
-    return Costs(seconds / done, answers / done, kept)
+    return Costs(seconds / done, answers / done, kept, reading / read)
+
+
+def _some(rows: Encoded, batch: np.ndarray) -> np.ndarray:
+    """The first rows of a batch of inference, enough to time it by."""
+    if rows.prepared.budget is None:
+        return batch[:TIMED_ROWS]
+    return batch[: max(1, TIMED_TOKENS // int(rows.prepared.lengths[batch].max()))]
+
+
+def _reading(rows: Encoded, batch: np.ndarray) -> float:
+    """Seconds that taking these rows costs beyond what it costs once more: pictures are decoded once and kept."""
+    started = time.perf_counter()
+    rows.batch(batch.tolist())
+    between = time.perf_counter()
+    rows.batch(batch.tolist())
+    return max(0.0, 2 * between - started - time.perf_counter())
 
 
 def once(
     model: nn.Module, rows: Encoded, index: np.ndarray, *, bf16: bool, backward: bool, weigh: bool = False
 ) -> tuple[float, float, int]:
-    """Seconds of the forward pass and of both passes of one batch; with `weigh` the bytes kept in between."""
+    """Seconds of taking a batch and its forward pass, and of both passes; with `weigh` the bytes kept in between."""
     device = next(model.parameters()).device
+    started = time.perf_counter()
     batch = rows.batch(index.tolist()).to(device)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes: dict[int, int] = {}
@@ -226,7 +288,6 @@ def once(
         return tensor
 
     weighing = torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor) if weigh else nullcontext()
-    started = time.perf_counter()
     with torch.set_grad_enabled(backward), torch.autocast(device.type, torch.bfloat16, enabled=bf16), weighing:
         loss = model(batch)[1].float().square().mean()
     _wait(device)
@@ -256,9 +317,12 @@ def epoch_seconds(costs: Costs, rows: int, validated: int, passes: float) -> flo
 
 
 def most_memory(stages: Sequence[StagePlan]) -> int:
-    """Bytes that the hungriest stage needs beside the weights: gradients, moments, a batch, a copy of the weights."""
-    each = (12 * stage.trainable + (stage.batch_bytes or 0) + 4 * stage.total for stage in stages if stage.steps)
-    return max(each, default=0)
+    """Bytes that the hungriest stage needs beside the weights: gradients, moments, a batch, a copy of the weights.
+
+    A probe needs the copy too, when its bundle is loaded again to be proven; all need the libraries of the report.
+    """
+    each = ((12 * stage.trainable + (stage.batch_bytes or 0)) * bool(stage.steps) + 4 * stage.total for stage in stages)
+    return REPORT_BYTES + max(each, default=0)
 
 
 def describe_stage(
@@ -274,8 +338,12 @@ def describe_stage(
     precision: Precision,
     costs: Costs | None,
     validated: int = 0,
+    start: float = 0.0,
 ) -> StagePlan:
-    """A stage's plan from what was chosen for it. validated: rows that are answered after each epoch."""
+    """A stage's plan from what was chosen for it. validated: rows that are answered after each epoch.
+
+    start: seconds that it takes to give the head its start.
+    """
     exact = training.optimizer == "lbfgs"
     steps = 0 if exact else epochs * math.ceil(rows / (training.batch_rows * training.accumulate))
     passes = math.prod(method.passes() for method in methods.values())
@@ -283,9 +351,12 @@ def describe_stage(
         hook: tuple(label for label, method in methods.items() if overrides(method, hook))
         for hook in dict.fromkeys((*HOOKS, *EXCLUSIVE))
     }
-    seconds = None if costs is None else costs.answer * (rows + validated)
-    if costs is not None and not exact:
-        seconds = epochs * epoch_seconds(costs, rows, validated, passes)
+    seconds = None
+    if costs is not None:
+        seconds = costs.answer * (rows + validated)
+        if not exact:
+            seconds = epochs * epoch_seconds(costs, rows, validated, passes)
+        seconds += costs.first * (rows + validated) + start
     return StagePlan(
         name=name,
         methods=tuple(methods),
@@ -302,4 +373,5 @@ def describe_stage(
         # Weights of everything; gradients and two moments of what learns.
         memory_bytes=4 * total + 12 * trainable,
         batch_bytes=costs.kept if costs is not None and not exact else None,
+        stats_kept=training.running_stats == "keep",
     )

@@ -31,6 +31,12 @@ def set_modes(model: nn.Module, *, keep_stats: bool = False) -> None:
         backbone.eval()
 
 
+def has_statistics(model: nn.Module) -> bool:
+    """Whether the backbone has a BatchNorm, whose means and variances can be kept."""
+    backbone: Any = model.backbone
+    return any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in backbone.modules())
+
+
 def copied(model: nn.Module) -> dict[str, Tensor]:
     """Every tensor of the model, copied to main memory."""
     return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}

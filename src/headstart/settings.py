@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
-
 from headstart import heads
 from headstart.errors import SpecError
 from headstart.model import Model
 from headstart.protocols import Method, Modality, Task
+from headstart.running import has_statistics
 from headstart.spec import TrainingSpec
 
 
@@ -51,7 +50,7 @@ def _check_statistics(needing: Mapping[str, str], model: Model, pretrained: bool
             "training.running_stats = 'keep' keeps pretrained statistics, and backbone.pretrained = false has "
             "none: choose update"
         )
-    if not any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.backbone.modules()):
+    if not has_statistics(model):
         raise SpecError(
             "training.running_stats = 'keep' keeps BatchNorm's statistics, and this backbone has no BatchNorm: "
             "leave it out"

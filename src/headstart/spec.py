@@ -141,8 +141,10 @@ class TrainingSpec(Section):
     warmup: float = Field(0.1, ge=0, lt=1, description="share of the steps")
     weight_decay: float = Field(0.01, ge=0)
     decay_norms: bool = Field(False, description="whether weight decay holds for biases and norms too")
-    running_stats: Literal["update", "keep"] = Field(
-        "update", description="means and variances of BatchNorm: taken from the batches, or kept as pretrained"
+    running_stats: Literal["auto", "update", "keep"] = Field(
+        "auto",
+        description="means and variances of BatchNorm: taken from the batches, or kept as pretrained; auto keeps them "
+        "in short runs",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="for sgd")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm")

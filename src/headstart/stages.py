@@ -25,10 +25,14 @@ from headstart.loop import Listener, Loop
 from headstart.model import Model
 from headstart.planning import Precision
 from headstart.protocols import Method, Modality, Task
+from headstart.running import has_statistics
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
 
 PROBE_ROWS = 20_000
 """Rows that a fresh head's probe is solved on at most: more changes a linear head little and costs a pass each."""
+
+HEAD_ROWS = 4096
+"""Rows whose features go through the head at a time."""
 
 
 @dataclass
@@ -254,6 +258,18 @@ class Stages:
             self.features[name] = inference.pooled(self.model.backbone, rows)
         return self.features[name]
 
+    def outputs(self, name: str, rows: Encoded) -> np.ndarray:
+        """The model's raw outputs, (rows,K) float32; of an untouched backbone the features are computed once.
+
+        name: of the rows, 'validation' or 'test', which are always the same ones under it.
+        """
+        if not self.untouched:
+            return inference.outputs(self.model, rows)
+        features = torch.from_numpy(self._features(name, rows))
+        with torch.inference_mode():
+            blocks = [self.model.head(part.to(self.device)).cpu() for part in features.split(HEAD_ROWS)]
+        return torch.cat(blocks).numpy()
+
     def _learn(
         self,
         stage: StageSpec,
@@ -271,6 +287,7 @@ class Stages:
         elif training.head != "random" and not (resume and checkpoint is not None and checkpoint.exists()):
             details["head"] = self._start_head(stage, training)
         epochs = planning.choose_epochs(training, len(self.train_rows))
+        training = self._stats(training, methods)
         rate = planning.choose_rate(training, methods, self.modality.name)
         chosen = self._precision(self.model, training)
         if deadline is not None:
@@ -297,11 +314,18 @@ class Stages:
         score = None if self.validation is None else self._score(loop.prefix.of(self.validation, self.model))
         details |= {"bottom": trained.bottom} if trained.bottom else {}
         details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.precision}
+        details |= {"running_stats": training.running_stats} if has_statistics(self.model) else {}
         details |= {"precision_why": chosen.why} if chosen.why and chosen.bf16 == loop.bf16 else {}
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
             trained.history, trained.notes, details,
         )  # fmt: skip
+
+    def _stats(self, training: TrainingSpec, methods: Mapping[str, Method]) -> TrainingSpec:
+        """The settings with BatchNorm's statistics decided."""
+        return planning.choose_stats(
+            training, methods, self.model, len(self.train_rows), pretrained=self.spec.backbone.pretrained
+        )
 
     def _precision(self, model: nn.Module, training: TrainingSpec) -> Precision:
         """What the stage runs in. `auto` is measured once a run, so that all of it runs in one precision."""
@@ -334,15 +358,26 @@ class Stages:
         scores = self.task.scores(torch.from_numpy(inference.outputs(self.model, rows)))
         return self.task.measure(scores.numpy(), rows.targets.numpy())[self.task.metric]
 
+    def _solving(self, training: TrainingSpec, costs: planning.Costs) -> float:
+        """Seconds that a fresh head's start on frozen features is going to take; those of a probe's own pass aside."""
+        targets, exact = self.train_rows.targets, training.optimizer == "lbfgs"
+        if targets is None or not (exact or training.head == "probe"):
+            return 0.0
+        targets = targets if exact else targets[:PROBE_ROWS]
+        crossed = self.validation is None
+        solving = probe.expected(self.model.backbone.width, targets, self.task, crossed=crossed)
+        passed = 0 if exact else len(self.train_rows) + len(self.validation or ())
+        return solving + costs.answer * passed
+
     def describe(self, stages: tuple[StageSpec, ...], *, timed: bool) -> list[planning.StagePlan]:
         """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed.
 
         timed: some batches are run to estimate time and memory, with gradients for what learns only.
         """
-        found = []
+        found, fresh = [], self.fresh_head
         for stage in stages:
             methods, hooks = self.check(stage)
-            training = self.training(stage)
+            training = self._stats(self.training(stage), methods)
             trial: nn.Module = copy.deepcopy(self.model)
             trial = hooks.adapt(trial)
             learning = {id(p): p for group in hooks.groups(trial) for p in group.parameters}
@@ -354,9 +389,11 @@ class Stages:
                 if backward := training.optimizer != "lbfgs":
                     chosen = self._precision(trial, training)
                 costs = planning.measure(trial, self.train_rows, training, bf16=chosen.bf16, backward=backward)
+            start = self._solving(training, costs) if costs and fresh else 0.0
+            fresh = False
             found.append(
                 planning.describe_stage(
-                    stage.name, methods, training, precision=chosen, costs=costs,
+                    stage.name, methods, training, precision=chosen, costs=costs, start=start,
                     rows=len(self.train_rows), validated=len(self.validation or ()),
                     epochs=planning.choose_epochs(training, len(self.train_rows)),
                     rate=planning.choose_rate(training, methods, self.modality.name),

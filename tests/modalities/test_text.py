@@ -14,6 +14,7 @@ import torch
 from headstart import catalog
 from headstart.errors import DataError
 from headstart.modalities import text as text_module
+from headstart.modalities._scratch import Flat
 from headstart.modalities.text import TextModality
 
 WORDS = ["the", "a", "cat", "dog", "sat", "on", "mat", "red", "blue"]
@@ -126,10 +127,36 @@ def test_no_rows(make: Callable[..., Any]) -> None:
     assert len(prepared) == 0 and prepared.lengths.shape == (0,)
 
 
+def test_a_file_is_made_for_much_and_not_for_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("headstart.modalities._scratch.SMALL", 40)
+    little, much = Flat(np.int32), Flat(np.int32)
+    for values in ([1, 2, 3], np.arange(7)):  # 40 bytes
+        little.append(values)
+        much.append(values)
+    assert not list(tmp_path.iterdir())
+    much.append([9])
+    assert len(list(tmp_path.iterdir())) == 1
+    much.append([10, 11])
+    expected = [1, 2, 3, 0, 1, 2, 3, 4, 5, 6]
+    assert little.finish().tolist() == expected and not little.finish().flags.writeable
+    assert much.finish().tolist() == [*expected, 9, 10, 11] and not much.finish().flags.writeable
+    assert Flat(np.float32).finish().shape == (0,)
+
+
+def test_what_is_kept_is_a_copy() -> None:
+    values = np.arange(3, dtype=np.int32)
+    flat = Flat(np.int32)
+    flat.append(values)
+    values[:] = 7
+    assert flat.finish().tolist() == [0, 1, 2]
+
+
 def test_ids_lie_in_a_file_that_goes_with_them(
     make: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr("headstart.modalities._scratch.SMALL", 100)
     prepared = TextModality().prepare(["the cat"] * 50, Stub(make()))  # type: ignore[arg-type]
     sizes = {path.stat().st_size for path in tmp_path.glob("headstart-*")}
     assert 50 * 4 * 4 in sizes  # 50 rows of 4 tokens of 4 bytes

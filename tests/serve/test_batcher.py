@@ -266,3 +266,20 @@ def test_each_owner_has_a_queue_of_its_own() -> None:
         assert not batcher._waiting
 
     with_batcher(test, queue=4)
+
+
+def test_the_next_batch_waits_in_the_executor_while_one_runs() -> None:
+    """The network goes on at once when a batch ends, even if the event loop has other things to do then."""
+
+    async def test(batcher: Batcher[int, int], network: Network) -> None:
+        network.gate.clear()
+        asked = asyncio.gather(batcher.submit([1, 2, 3], [5, 5, 5]), batcher.submit([4, 5, 6], [9, 9, 9]))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        queue: Any = batcher._executor
+        assert network.batches == [] and queue._work_queue.qsize() == 1
+        network.gate.set()
+        assert await asked == [[1, 4, 9], [16, 25, 36]]
+        assert sorted(map(len, network.batches)) == [2, 2, 2], "each still of its own size, one after another"
+
+    with_batcher(test, rows=2)

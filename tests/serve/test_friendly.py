@@ -142,6 +142,11 @@ BAD: list[tuple[dict[str, Any], int, str]] = [
     ({"json": [{"text": {}}]}, 400, "row 0: expected a text, received an object"),
     ({"json": [" \n"]}, 400, "row 0: the text is empty"),
     ({"content": '["\\ud800"]', "headers": JSON}, 400, "row 0: the text is not valid Unicode"),
+    (
+        {"content": '[{"\\ud800": 1}]', "headers": JSON},
+        400,
+        "row 0: expected an object with 'text', received one with ?",
+    ),
     ({"json": [{"txt": "a"}]}, 400, "row 0: expected an object with 'text', received one with txt"),
     ({"json": [{}]}, 400, "row 0: expected an object with 'text', received an empty one"),
     ({"json": ["a" * 101]}, 413, "row 0: 101 characters, more than the 100 allowed"),

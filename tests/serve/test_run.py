@@ -69,6 +69,16 @@ def test_a_port_that_is_taken_is_said(tmp_path: Path, capsys: pytest.CaptureFixt
     assert f"cannot listen on 127.0.0.1 port {port}: " in capsys.readouterr().err
 
 
+def test_an_answer_does_not_wait_for_an_acknowledgement() -> None:
+    """asyncio only turns Nagle's algorithm off for a connection whose socket says that it is TCP."""
+    with Place(port=0).bind() as listening, socket.socket() as client:
+        listening.listen()
+        client.connect(listening.getsockname())
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.proto == socket.IPPROTO_TCP
+
+
 @pytest.mark.parametrize("name", ["body_bytes", "rows", "timeout", "batch_rows", "pixels"])
 def test_limits_that_let_nothing_through_are_refused(name: str) -> None:
     with pytest.raises(SpecError, match=f"expected {name} above 0, received 0"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -99,3 +100,43 @@ def test_a_row_that_cannot_be_decoded_fails_its_own_request(image_bundle: Path) 
 def test_a_full_queue_is_refused_before_rows_are_decoded(text_bundle: Path) -> None:
     found = answers(text_bundle, [["lost"] * 4, ["lost"] * 4, ["lost"]], rows=4, queue_rows=5)
     assert [getattr(each, "status", 200) for each in found] == [200, 429, 200]
+
+
+def test_short_texts_are_encoded_at_once_and_long_ones_aside(text_bundle: Path) -> None:
+    threads: dict[int, str] = {}
+
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            one = served(text_bundle, executor)
+            encode = one.lane._encode
+
+            def watched(inputs: Any) -> Any:
+                threads[sum(map(len, inputs))] = threading.current_thread().name
+                return encode(inputs)
+
+            one.lane._encode = watched  # type: ignore[method-assign]
+            await one.answers(["parcel"])
+            await one.answers(["parcel " * 200])
+            with one.lane._encoding:  # the lane's thread is at work
+                waiting = asyncio.ensure_future(one.answers(["lost"]))
+                await asyncio.sleep(0.02)
+                assert 4 not in threads, "a tokenizer must not be used by two threads at once"
+            await waiting
+            await one.close()
+
+    asyncio.run(main())
+    assert threads[6] == threading.main_thread().name
+    assert threads[1400].startswith("encode") and threads[4].startswith("encode")
+
+
+def test_an_answer_that_is_not_a_number_is_an_error(text_bundle: Path) -> None:
+    async def main() -> None:
+        with ThreadPoolExecutor(1) as executor:
+            one = served(text_bundle, executor)
+            with torch.no_grad():
+                one.bundle.model.head.bias[0] = float("nan")  # type: ignore[union-attr,operator,index]
+            with pytest.raises(FloatingPointError, match="numbers that are not finite"):
+                await one.answers(["parcel"])
+            await one.close()
+
+    asyncio.run(main())

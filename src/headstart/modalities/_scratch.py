@@ -15,36 +15,54 @@ import numpy.typing as npt
 
 from headstart.errors import HeadstartError
 
+SMALL = 1 << 20
+"""Bytes below which no file is made: a request of a few rows must not wait for the disk."""
+
 
 class Flat:
-    """A one-dimensional array that is written by appending and read at any place; its file goes when it does."""
+    """A one-dimensional array that is written by appending and read at any place; its file goes when it does.
+
+    It has a file only once it has more than `SMALL` bytes.
+    """
 
     def __init__(self, dtype: npt.DTypeLike) -> None:
         self.dtype = np.dtype(dtype)
-        handle, self._path = tempfile.mkstemp(prefix="headstart-", suffix=".bin")
-        self._file: Any = os.fdopen(handle, "wb")
+        self._pieces: list[npt.NDArray[Any]] = []
+        self._size = 0
+        self._path = ""
+        self._file: Any = None
         self._array: npt.NDArray[Any] | None = None
-        self._length = 0
-        weakref.finalize(self, _remove, self._path, self._file)
 
     def append(self, values: Sequence[int] | npt.NDArray[Any]) -> None:
         """Add values at the end. Raises HeadstartError when the disk is full."""
-        data = np.asarray(values, dtype=self.dtype)
+        data = np.array(values, dtype=self.dtype)
+        self._size += data.nbytes
+        if self._file is None and self._size <= SMALL:
+            self._pieces.append(data)
+            return
         try:
-            self._file.write(data.tobytes())
+            if self._file is None:
+                handle, self._path = tempfile.mkstemp(prefix="headstart-", suffix=".bin")
+                self._file = os.fdopen(handle, "wb")
+                weakref.finalize(self, _remove, self._path, self._file)
+            for piece in [*self._pieces, data]:
+                self._file.write(piece.tobytes())
         except OSError as error:
             raise full(error) from None
-        self._length += len(data)
+        self._pieces.clear()
 
     def finish(self) -> npt.NDArray[Any]:
-        """The whole array, read-only and mapped from the file. Nothing can be appended afterwards."""
-        if self._array is None:
+        """The whole array, read-only, mapped from the file if there is one. Nothing can be appended afterwards."""
+        if self._array is None and self._file is None:
+            self._array = np.concatenate([*self._pieces, np.empty(0, dtype=self.dtype)])
+            self._array.flags.writeable = False
+            self._pieces.clear()
+        elif self._array is None:
             try:
                 self._file.close()
             except OSError as error:
                 raise full(error) from None
-            empty = np.empty(0, dtype=self.dtype)
-            self._array = np.memmap(self._path, dtype=self.dtype, mode="r") if self._length else empty
+            self._array = np.memmap(self._path, dtype=self.dtype, mode="r")
         return self._array
 
 

@@ -28,19 +28,19 @@ Handler = Callable[[Server, Request], Coroutine[Any, Any, Response]]
 OPEN, PREDICT, ADMIN = None, "predict", "admin"
 
 ROUTES: tuple[tuple[str, str, Handler, str | None], ...] = (
+    ("POST", "/predict/{name}", friendly.predict, PREDICT),
+    ("POST", "/v2/models/{name}/infer", tensors.infer, PREDICT),
     ("GET", "/v2/health/live", tensors.live, OPEN),
     ("GET", "/v2/health/ready", tensors.ready, OPEN),
     ("GET", "/v2", tensors.about, PREDICT),
     ("GET", "/v2/models/{name}", tensors.model, PREDICT),
     ("GET", "/v2/models/{name}/ready", tensors.model_ready, PREDICT),
-    ("POST", "/v2/models/{name}/infer", tensors.infer, PREDICT),
     ("GET", "/v2/models/{name}/versions/{version}", tensors.model, PREDICT),
     ("GET", "/v2/models/{name}/versions/{version}/ready", tensors.model_ready, PREDICT),
     ("POST", "/v2/models/{name}/versions/{version}/infer", tensors.infer, PREDICT),
     ("POST", "/v2/repository/index", tensors.index, PREDICT),
     ("POST", "/v2/repository/models/{name}/load", tensors.load, ADMIN),
     ("POST", "/v2/repository/models/{name}/unload", tensors.unload, ADMIN),
-    ("POST", "/predict/{name}", friendly.predict, PREDICT),
     ("POST", "/explain/{name}", friendly.explain, PREDICT),
     ("GET", "/models", friendly.models, PREDICT),
     ("GET", "/schema/{name}", friendly.schema, PREDICT),

@@ -72,21 +72,24 @@ async def within(server: Server, request: Request, work: Coroutine[Any, Any, Res
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
     """The result of the work, given up when the client hangs up. The body must have been read."""
-    task, gone = asyncio.create_task(work), asyncio.create_task(_hung_up(request))
+    patience = asyncio.timeout(None)
+    watch = asyncio.create_task(_hung_up(request, patience))
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise Refused(499, "the client is gone")
-        return task.result()
+        async with patience:
+            return await work
+    except TimeoutError:
+        if not patience.expired():
+            raise
+        raise Refused(499, "the client is gone") from None
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        watch.cancel()
 
 
-async def _hung_up(request: Request) -> None:
+async def _hung_up(request: Request, patience: asyncio.Timeout) -> None:
+    """End somebody's patience when the client hangs up."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    patience.reschedule(0)
 
 
 async def ask(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
@@ -193,9 +194,16 @@ class Batcher(Generic[Row, Answer]):
             callers = len({id(job) for job, _ in window})
             self._company = max(float(callers), 0.5 * (self._company + callers), 1.0)
             lengths = [job.lengths[row] for job, row in window]
+            running: asyncio.Task[None] | None = None
             for group in groups(lengths, self._rows, self._cost, self._pace.overhead):
-                await self._answer([window[place] for place in group])
-            del window  # what waits here must not hold on to models that are let go
+                # The next batch waits in the executor already when one ends, however busy this loop is then.
+                following = asyncio.create_task(self._answer([window[place] for place in group]))
+                if running is not None:
+                    await running
+                running = following
+            if running is not None:
+                await running
+            del window, running  # what waits here must not hold on to models that are let go
             self._active = False
 
     async def _gather(self) -> None:
@@ -231,22 +239,26 @@ class Batcher(Generic[Row, Answer]):
         if not group:
             return
         loop = asyncio.get_running_loop()
-        start = loop.time()
         try:
-            found = await loop.run_in_executor(self._executor, self._run, [job.rows[row] for job, row in group])
+            rows = [job.rows[row] for job, row in group]
+            found, seconds = await loop.run_in_executor(self._executor, self._timed, rows)
             if len(found) != len(group):
                 raise RuntimeError(f"{len(group)} rows went in and {len(found)} answers came out")
         except Exception as error:  # whatever a network raises belongs to the requests that were in it
             await self._apart(group, error)
             return
         longest = max(job.lengths[row] for job, row in group)
-        self._pace.add(longest * len(group), len(group), loop.time() - start)
-        self._watch([job.rows[row] for job, row in group])
+        self._pace.add(longest * len(group), len(group), seconds)
+        self._watch(rows)
         for (job, row), answer in zip(group, found, strict=True):
             job.answers[row] = answer
             job.left -= 1
             if job.left == 0 and not job.done.done():
                 job.done.set_result([each for each in job.answers if each is not None])
+
+    def _timed(self, rows: Sequence[Row]) -> tuple[Sequence[Answer], float]:
+        start = time.perf_counter()
+        return self._run(rows), time.perf_counter() - start
 
     async def _apart(self, group: Sequence[_Place[Row, Answer]], error: Exception) -> None:
         """After a failure: each request by itself, so that the one at fault fails alone."""

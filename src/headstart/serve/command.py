@@ -45,6 +45,8 @@ def serve(
 
     budget = None if memory is None else parse_size(memory)
     try:
+        import httptools  # noqa: F401
+        import orjson  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import starlette  # noqa: F401

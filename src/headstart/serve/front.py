@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 import uuid
 from typing import Any
 from urllib.parse import urlsplit
 
+import orjson
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -108,9 +108,8 @@ def broken(entry: Entry) -> Refused:
 
 
 def respond(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    """A JSON response."""
-    body = json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-    return Response(body, status, {"content-type": "application/json", **(headers or {})})
+    """A JSON response; numbers in it must be finite."""
+    return Response(orjson.dumps(value), status, {"content-type": "application/json", **(headers or {})})
 
 
 async def on_refused(request: Request, error: Exception) -> Response:

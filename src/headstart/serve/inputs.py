@@ -93,7 +93,8 @@ def _unwrapped(modality: str, column: str, value: Any, row: int) -> Any:
 
 
 def _names(value: Mapping[str, Any]) -> str:
-    names = [str(name)[:40] for name in list(value)[:5]]
+    # JSON can spell halves of characters, an answer cannot.
+    names = [str(name)[:40].encode("utf-8", "replace").decode() for name in list(value)[:5]]
     return f"one with {', '.join(names)}" if names else "an empty one"
 
 

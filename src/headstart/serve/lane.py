@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -17,7 +18,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from headstart.encoded import Encoded
 from headstart.errors import DataError
 from headstart.protocols import Backbone, Modality
 from headstart.serve.batcher import Batcher
@@ -28,6 +28,9 @@ from headstart.values import Batch
 Inputs = dict[str, Tensor]
 Found = tuple[np.ndarray, np.ndarray]
 """Of one row: raw outputs (K,) and pooled features (D,)."""
+
+SHORT = 1000
+"""Characters of a request up to which its texts are encoded at once: going to another thread would take longer."""
 
 Result = TypeVar("Result")
 
@@ -87,7 +90,8 @@ class Lane:
     ) -> None:
         self._modality, self._backbone, self._network = modality, backbone, network
         self._padding: dict[str, int] = {}
-        # A tokenizer must not be used by two threads at once, so every lane has one thread that encodes.
+        # A tokenizer must not be used by two threads at once.
+        self._encoding = threading.Lock()
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="encode")
         self.batcher: Batcher[tuple[Hashable, Inputs], Found] = Batcher(
             self._run, executor, rows=limits.batch_rows, cost=limits.batch_cost(modality.name), queue=limits.queue_rows,
@@ -100,19 +104,34 @@ class Lane:
         Raises Refused for rows that cannot be decoded, Busy when too many of this owner wait.
         """
         with self.batcher.room(len(inputs), owner):
-            loop = asyncio.get_running_loop()
-            rows, lengths = await loop.run_in_executor(self._encoder, self._encode, inputs)
+            rows, lengths = await self._encoded(inputs)
             found = await self.batcher.submit([(owner, row) for row in rows], lengths, owner)
         outputs, pooled = (np.stack([each[i] for each in found]) for i in (0, 1))
+        if not (np.isfinite(outputs).all() and np.isfinite(pooled).all()):
+            raise FloatingPointError("the network answered with numbers that are not finite")
         return outputs, pooled, sum(lengths)
+
+    async def _encoded(self, inputs: Sequence[str | bytes]) -> tuple[list[Inputs], list[int]]:
+        """Few short texts are encoded here and now, unless the lane's thread encodes; everything else there."""
+        short = self._modality.name == "text" and sum(map(len, inputs)) <= SHORT
+        if short and self._encoding.acquire(blocking=False):
+            try:
+                return self._encode(inputs)
+            finally:
+                self._encoding.release()
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, self._aside, self._encode, inputs)
 
     async def encoding(self, work: Callable[..., Result], *args: Any) -> Result:
         """The result of other work that needs the tokenizer, in the thread that encodes."""
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, work, *args)
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, self._aside, work, *args)
+
+    def _aside(self, work: Callable[..., Result], *args: Any) -> Result:
+        with self._encoding:
+            return work(*args)
 
     def _encode(self, inputs: Sequence[str | bytes]) -> tuple[list[Inputs], list[int]]:
         try:
-            prepared = Encoded.of(self._modality, self._backbone, inputs).prepared
+            prepared = self._modality.prepare(inputs, self._backbone)
             rows = [prepared.take([row]) for row in range(len(prepared))]
         except DataError as error:
             found = re.match(r"rows? (\d+)", str(error))

@@ -7,13 +7,13 @@ outputs `prediction` (BYTES, or FP32 for numbers) and `scores` (FP32, one column
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import orjson
 
 from headstart.protocols import Task
 from headstart.serve.inputs import from_base64, parse
@@ -201,7 +201,7 @@ def write(name: str, version: str, asked: Asked, identity: str, made: Sequence[T
             entry["data"] = values.ravel().tolist() if isinstance(values, np.ndarray) else values
         outputs.append(entry)
     record = {"model_name": name, "model_version": version, "id": asked.id or identity, "outputs": outputs}
-    head = json.dumps(record, ensure_ascii=False, allow_nan=False).encode()
+    head = orjson.dumps(record)
     if not pieces:
         return head, {"content-type": "application/json"}
     headers = {"content-type": "application/octet-stream", BINARY: str(len(head))}
