@@ -42,7 +42,8 @@ def entry(request: Request) -> Entry:
 @dataclass
 class Server:
     """What all requests share. ring: None where no keys are needed. hosts: names that the server may be called by, None
-    for any. draining: whether it is about to stop.
+    for any. draining: whether it is about to stop. alone: whether no other process answers under the same address.
+    named: whether answers get their request's id here, not by what stands in front.
     """
 
     models: Models
@@ -53,6 +54,8 @@ class Server:
     hosts: frozenset[str] | None = None
     draining: bool = False
     started: bool = False
+    alone: bool = True
+    named: bool = True
     explainer: Explainer = field(default_factory=Explainer)
 
     def authorise(self, request: Request, scope: str) -> None:
