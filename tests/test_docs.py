@@ -66,6 +66,7 @@ def test_every_verb_is_shown() -> None:
         "fit",
         "predict",
         "evaluate",
+        "explain",
         "compare",
         "export",
         "compress",
@@ -80,7 +81,7 @@ def test_every_verb_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["fit", "predict", "evaluate", "compare", "export", "compress", "lighten", "serve", *REGISTRY]
+    "verb", ["fit", "predict", "evaluate", "compare", "export", "compress", "lighten", "explain", "serve", *REGISTRY]
 )
 def test_each_option_stands_on_its_verbs_page(verb: str) -> None:
     page = "registry" if verb in REGISTRY else verb

@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ Found = tuple[np.ndarray, np.ndarray]
 
 SHORT = 1000
 """Characters of a request up to which its texts are encoded at once: going to another thread would take longer."""
+
+Result = TypeVar("Result")
 
 Network = Callable[[Batch, Sequence[Hashable]], tuple[Tensor, Sequence[Tensor]]]
 """Pooled features (N,D) and each row's outputs (K,) of a batch and of the rows' owners."""
@@ -121,11 +124,15 @@ class Lane:
                 return self._encode(inputs)
             finally:
                 self._encoding.release()
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, self._aside, inputs)
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, self._aside, self._encode, inputs)
 
-    def _aside(self, inputs: Sequence[str | bytes]) -> tuple[list[Inputs], list[int]]:
+    async def encoding(self, work: Callable[..., Result], *args: Any) -> Result:
+        """The result of other work that needs the tokenizer, in the thread that encodes."""
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, self._aside, work, *args)
+
+    def _aside(self, work: Callable[..., Result], *args: Any) -> Result:
         with self._encoding:
-            return self._encode(inputs)
+            return work(*args)
 
     def _encode(self, inputs: Sequence[str | bytes]) -> tuple[list[Inputs], list[int]]:
         try:
