@@ -14,6 +14,7 @@ from torch import Tensor
 from headstart.bundle import Bundle
 from headstart.data import Columns
 from headstart.protocols import Task
+from headstart.runtime import GraphModel
 from headstart.serve.lane import Lane
 from headstart.serve.limits import Limits
 from headstart.serve.refusals import bad
@@ -87,7 +88,10 @@ class Served(Face):
         super().__init__(name, model)
         self.bundle, self.watch, self.shared = model, watch, shared
         self.alone = lane is None
-        self.lane = lane or Lane(model.modality, model.model.backbone, self._alone, executor, limits, told)
+        self.lane = lane or Lane(
+            model.modality, model.model.backbone, self._alone, executor, limits, told,
+            apart=isinstance(model.model, GraphModel) and model.model.together,
+        )  # fmt: skip
 
     @property
     def batcher(self) -> Any:
