@@ -14,7 +14,6 @@ from torch import Tensor
 from headstart.bundle import Bundle
 from headstart.data import Columns
 from headstart.protocols import Task
-from headstart.runtime import GraphModel
 from headstart.serve.lane import Lane
 from headstart.serve.limits import Limits
 from headstart.serve.refusals import bad
@@ -90,7 +89,7 @@ class Served(Face):
         self.alone = lane is None
         self.lane = lane or Lane(
             model.modality, model.model.backbone, self._alone, executor, limits, told,
-            apart=isinstance(model.model, GraphModel) and model.model.together,
+            apart=bool(getattr(model.model, "together", False)),
         )  # fmt: skip
 
     @property
