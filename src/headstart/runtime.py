@@ -66,6 +66,8 @@ class GraphModel(nn.Module):
         if engine not in ENGINES:
             raise BundleError(f"this bundle is run by '{engine}'; this version of Headstart knows {', '.join(ENGINES)}")
         self.answer: Run = ENGINES[engine](graph)
+        self.together = b"DynamicQuantizeLinear" in (graph.read_bytes() if isinstance(graph, Path) else graph)
+        """Whether activations are scaled by the largest of the batch, so that a row's answer depends on its company."""
         self.backbone = GraphBackbone(backbone, self.answer)
 
     def forward(self, batch: Batch) -> tuple[Features, Tensor]:

@@ -89,7 +89,10 @@ class Served(Face):
         super().__init__(name, model)
         self.bundle, self.watch, self.shared = model, watch, shared
         self.alone = lane is None
-        self.lane = lane or Lane(model.modality, model.model.backbone, self._alone, executor, limits, told)
+        self.lane = lane or Lane(
+            model.modality, model.model.backbone, self._alone, executor, limits, told,
+            apart=bool(getattr(model.model, "together", False)),
+        )  # fmt: skip
 
     @property
     def batcher(self) -> Any:
