@@ -116,9 +116,9 @@ def sound(seed: int, seconds: float = 0.4, rate: int = 16000) -> bytes:
 
 
 @contextmanager
-def process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def process(*arguments: str, source: Path = ROOT / "src") -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A running server and its address; killed at the end if it still runs."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), *sys.path]), "HEADSTART_DEBUG": "1"}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), *sys.path]), "HEADSTART_DEBUG": "1"}
     command = [sys.executable, "-m", "headstart", "serve", *arguments, "--port", "0"]
     started = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:

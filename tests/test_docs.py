@@ -66,6 +66,7 @@ def test_every_verb_is_shown() -> None:
         "fit",
         "predict",
         "evaluate",
+        "explain",
         "compare",
         "export",
         "compress",
@@ -80,7 +81,7 @@ def test_every_verb_is_shown() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["fit", "predict", "evaluate", "compare", "export", "compress", "lighten", "serve", *REGISTRY]
+    "verb", ["fit", "predict", "evaluate", "compare", "export", "compress", "lighten", "explain", "serve", *REGISTRY]
 )
 def test_each_option_stands_on_its_verbs_page(verb: str) -> None:
     page = "registry" if verb in REGISTRY else verb
@@ -101,7 +102,7 @@ def test_spec_keys_exist(page: Path) -> None:
     known = {f"{name}.{key}" for name, section in sections.items() for key in section.model_fields}
     named = re.findall(r"--set ([a-z_]+\.[a-z_]+)=", text)
     if page.name != "report.md":  # its keys are those of report.json
-        named += re.findall(r"`((?:data|training)\.[a-z_]+)`", text)
+        named += re.findall(r"`((?:data|training)\.(?!py`)[a-z_]+)`", text)
     for key in named:
         assert key in known, f"{page.name}: there is no key {key}"
     for block in blocks(page, "toml"):

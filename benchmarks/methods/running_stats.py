@@ -21,8 +21,8 @@ from typing import Any
 
 OUT = Path(__file__).resolve().parent / "running_stats.jsonl"
 SETS: dict[str, dict[str, Any]] = {
-    "cifar10_subset": {"train": "train", "test": "test", "size": 64, "rows": {25: 4, 100: 4}},
-    "hymenoptera": {"train": "train", "test": "validation", "size": 160, "rows": {100: 6}},
+    "cifar10_subset": {"train": "train", "test": "test", "size": 64, "rows": {25: 4, 100: 4, 400: 4}},
+    "hymenoptera": {"train": "train", "test": "validation", "size": 160, "rows": {10: 6, 100: 6}},
     "pacs_subset/sketch": {"train": "train", "test": "test", "size": 96, "rows": {20: 4}},
     "pacs_subset/photo": {"train": "train", "test": "test", "size": 96, "rows": {20: 4}},
 }

@@ -12,11 +12,12 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -81,8 +82,12 @@ def started(command: Sequence[str], cores: set[int] | None = None, ready: str = 
             raise SystemExit(f"did not start: {' '.join(command)}")
         yield Running(process, int(line.rsplit(":", 1)[1]))
     finally:
+        helpers = [] if process.poll() is not None else Running(process, 0).processes()[1:]
         process.terminate()
         process.wait(60)
+        for pid in helpers:  # some servers leave theirs behind
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @contextmanager

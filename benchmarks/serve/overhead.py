@@ -49,13 +49,13 @@ def host(folder: str) -> None:
 
     model = hs.load(folder).model  # first, since lazy imports do not like two threads
     noted: list[list[Any]] = []
-    run = Lane._run
+    run = Lane._together
 
     def noting(self: Any, rows: Any) -> Any:
         noted.append([inputs for _, inputs in rows])
         return run(self, rows)
 
-    setattr(Lane, "_run", noting)  # noqa: B010
+    setattr(Lane, "_together", noting)  # noqa: B010
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     serving = threading.Thread(
         target=serve, args=([Path(folder)],), daemon=True,
@@ -88,12 +88,14 @@ def again(running: asking.Running) -> dict[str, Any]:
     return found
 
 
-def measure(folder: Path, texts: list[str], cores: str, seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
+def measure(
+    folder: Path, texts: list[str], forms: list[str], cores: str, seconds: float, rounds: int
+) -> Iterator[dict[str, Any]]:
     os.sched_setaffinity(0, {1} if cores == "one" else CORES[cores])
     with ExitStack() as stack:
         servers = {}
-        for form, name in FORMS.items():
-            command = [sys.executable, str(HERE / "overhead.py"), "--host", str(folder / name)]
+        for form in forms:
+            command = [sys.executable, str(HERE / "overhead.py"), "--host", str(folder / FORMS[form])]
             servers[form] = stack.enter_context(asking.started(command, CORES[cores]))
             asking.load(servers[form].port, asking.requests(["model"], texts, 0), 4, 2.0)  # the first are slow
             again(servers[form])
@@ -134,6 +136,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
+    parser.add_argument("--forms", choices=list(FORMS), nargs="+", default=list(FORMS))
     parser.add_argument("--cores", choices=list(CORES), nargs="+", default=list(CORES))
     parser.add_argument("--seconds", type=float, default=5.0, help="of load, for each number of clients and form")
     parser.add_argument("--rounds", type=int, default=7)
@@ -147,7 +150,7 @@ def main() -> None:
     if not asked.table:
         texts = [text for (text,) in asking.column(asked.data_root / "banking77" / "test.csv", "text")]
         for cores in asked.cores:
-            for line in measure(asked.folder, texts, cores, asked.seconds, asked.rounds):
+            for line in measure(asked.folder, texts, asked.forms, cores, asked.seconds, asked.rounds):
                 with asked.out.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
     print(table(asked.out))

@@ -107,14 +107,19 @@ def best(folder: Path, texts: list[str], seconds: float) -> tuple[str, str]:
     return str(size), str(wait)
 
 
-def one(folder: Path, texts: list[str], seconds: float, rounds: int) -> Iterator[dict[str, Any]]:
-    """Every server with one model."""
+def one(
+    folder: Path, texts: list[str], seconds: float, rounds: int, first: int = 1, only: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Every server with one model, or only some and the plain one; rounds are counted from `first`."""
     os.sched_setaffinity(0, {1})
-    setting = best(folder, texts, seconds)
+    wanted = [*FORMS, "litserve"] if only is None else only
+    setting = best(folder, texts, seconds) if "litserve" in wanted else None
     with ExitStack() as stack:
-        servers = {name: stack.enter_context(ours(folder / place, {0})) for name, place in FORMS.items()}
+        forms = {name: place for name, place in FORMS.items() if name in wanted}
+        servers = {name: stack.enter_context(ours(folder / place, {0})) for name, place in forms.items()}
         servers["plain"] = stack.enter_context(peer("peer_plain.py", folder, {0}))
-        servers["litserve"] = stack.enter_context(peer("peer_lit.py", folder, {0}, *setting))
+        if setting is not None:
+            servers["litserve"] = stack.enter_context(peer("peer_lit.py", folder, {0}, *setting))
         answers = {name: server.labels(texts[:CHECKED]) for name, server in servers.items()}
         for name, found in answers.items():
             same = sum(a == b for a, b in zip(found, answers["plain"], strict=True)) / CHECKED
@@ -125,7 +130,7 @@ def one(folder: Path, texts: list[str], seconds: float, rounds: int) -> Iterator
             yield {"what": "start", "server": name, "same": same, "memory_mb": memory, "setting": told}
         for server in servers.values():
             asking.load(server.running.port, server.asked(texts, 0), 8, 2.0)  # the first answers are slow
-        for number in range(1, rounds + 1):
+        for number in range(first, first + rounds):
             for clients in CLIENTS:
                 for name, server in servers.items():
                     found = asking.measured(server.running, server.asked(texts, number), clients, seconds)
@@ -185,13 +190,16 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
     parser.add_argument("--seconds", type=float, default=5.0, help="of load, for each server and number of clients")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=1, help="number of the first round")
+    parser.add_argument("--only", nargs="+", choices=[*FORMS, "litserve"], help="servers beside the plain one")
     asked = parser.parse_args()
     if asked.verb == "make":
         make(asked.data_root, asked.folder)
         return
     if asked.verb != "table":
         texts = [text for (text,) in asking.column(asked.data_root / "banking77" / "test.csv", "text")]
-        for line in {"one": one, "many": many}[asked.verb](asked.folder, texts, asked.seconds, asked.rounds):
+        given = asked.folder, texts, asked.seconds, asked.rounds
+        for line in many(*given) if asked.verb == "many" else one(*given, asked.first, asked.only):
             print(json.dumps(line), flush=True)
             with OUT.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

@@ -32,9 +32,10 @@ Run = Callable[[Mapping[str, np.ndarray]], tuple[np.ndarray, np.ndarray]]
 class GraphBackbone(nn.Module):
     """A backbone of which only what prepares rows is left: its preprocessing, tokenizer and record."""
 
-    def __init__(self, backbone: Backbone, graph: GraphModel) -> None:
-        # The network's weights are not wanted and must not be found as parameters of this module.
-        self.__dict__.update(_whole=backbone.to("meta"), _graph=graph)
+    def __init__(self, backbone: Backbone, run: Run) -> None:
+        # The network's weights are not wanted and must not be found as parameters of this module. It knows the engine,
+        # not the model: two that know each other stay in memory until Python looks for such cycles.
+        self.__dict__.update(_whole=backbone.to("meta"), _run=run)
         super().__init__()
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)
 
@@ -46,8 +47,7 @@ class GraphBackbone(nn.Module):
 
     def forward(self, batch: Batch) -> Features:
         """The pooled features (N,D) alone."""
-        features: Features = self.__dict__["_graph"](batch)[0]
-        return features
+        return _asked(self.__dict__["_run"], self.modality, batch)[0]
 
 
 class GraphModel(nn.Module):
@@ -62,18 +62,24 @@ class GraphModel(nn.Module):
         super().__init__()
         # Where a module's rows must be is asked of its first parameter.
         self.place = nn.Parameter(torch.zeros(0), requires_grad=False)
-        self.names = INPUTS[backbone.modality]
+        self.modality = backbone.modality
         if engine not in ENGINES:
             raise BundleError(f"this bundle is run by '{engine}'; this version of Headstart knows {', '.join(ENGINES)}")
         self.answer: Run = ENGINES[engine](graph)
-        self.backbone = GraphBackbone(backbone, self)
+        self.together = b"DynamicQuantizeLinear" in (graph.read_bytes() if isinstance(graph, Path) else graph)
+        """Whether activations are scaled by the largest of the batch, so that a row's answer depends on its company."""
+        self.backbone = GraphBackbone(backbone, self.answer)
 
     def forward(self, batch: Batch) -> tuple[Features, Tensor]:
         """Pooled features (N,D) and outputs (N,K). Raises BundleError for a batch with a shift or mixed rows."""
-        if batch.shift is not None or batch.mix is not None:
-            raise BundleError("an exported model answers rows as they are: attack or mix the bundle it was made from")
-        outputs, pooled = self.answer({name: batch.inputs[name].numpy() for name in self.names})
-        return Features(torch.from_numpy(pooled)), torch.from_numpy(outputs)
+        return _asked(self.answer, self.modality, batch)
+
+
+def _asked(run: Run, modality: str, batch: Batch) -> tuple[Features, Tensor]:
+    if batch.shift is not None or batch.mix is not None:
+        raise BundleError("an exported model answers rows as they are: attack or mix the bundle it was made from")
+    outputs, pooled = run({name: batch.inputs[name].numpy() for name in INPUTS[modality]})
+    return Features(torch.from_numpy(pooled)), torch.from_numpy(outputs)
 
 
 def onnx_runtime(graph: bytes | Path) -> Run:

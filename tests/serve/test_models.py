@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import gc
 import json
 import shutil
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ import headstart as hs
 from headstart.errors import BundleError
 from headstart.serve.models import named
 from headstart.serve.refusals import Refused
-from serving import Client, ask
+from serving import Client, ask, encoded, picture
 
 TEXT = "where is my parcel"
 
@@ -166,3 +170,38 @@ def test_names_of_models(tmp_path: Path) -> None:
     ):
         with pytest.raises(BundleError, match=sentence):
             named(given, names)
+
+
+@pytest.mark.parametrize("kind", ["text", "picture", "onnx"])
+def test_a_model_that_is_let_go_goes_at_once(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Not only when Python looks for objects that hold each other, which may be after many swaps."""
+    bundle: Path = request.getfixturevalue("image_bundle" if kind == "picture" else "text_bundle")
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        hs.export(bundle, tmp_path / "onnx")
+        bundle = tmp_path / "onnx"
+
+    async def test(client: Client) -> None:
+        models = client.server.models
+        for _ in range(2):
+            served: Any = models.get("model")
+            network: Any = served.bundle.model
+            modules = [weakref.ref(network), weakref.ref(network.backbone), weakref.ref(served)]
+            rows = [{"b64": base64.b64encode(encoded(picture(1))).decode()}] if kind == "picture" else [TEXT]
+            await client.predict("model", rows)
+            del served, network
+            assert (await client.post("/v2/repository/models/model/unload")).status_code == 200
+            for _ in range(200):
+                if not any(module() for module in modules):
+                    break
+                await asyncio.sleep(0.01)
+            assert [module() is None for module in modules] == [True] * 3
+            assert (await client.post("/v2/repository/models/model/load")).status_code == 200
+
+    gc.collect()
+    gc.disable()
+    try:
+        ask({"model": bundle}, test)
+    finally:
+        gc.enable()

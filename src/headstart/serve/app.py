@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from headstart.serve import asking, embeddings, friendly, tensors
+from headstart.serve.following import Following
 from headstart.serve.front import Front, broken, on_http, on_refused
 from headstart.serve.front import answer as refuse
 from headstart.serve.refusals import Refused
@@ -41,9 +42,10 @@ ROUTES: tuple[tuple[str, str, Handler, str | None], ...] = (
     ("POST", "/v2/repository/index", tensors.index, PREDICT),
     ("POST", "/v2/repository/models/{name}/load", tensors.load, ADMIN),
     ("POST", "/v2/repository/models/{name}/unload", tensors.unload, ADMIN),
+    ("POST", "/explain/{name}", friendly.explain, PREDICT),
     ("GET", "/models", friendly.models, PREDICT),
     ("GET", "/schema/{name}", friendly.schema, PREDICT),
-    ("GET", "/openapi.json", friendly.openapi, PREDICT),
+    ("GET", "/openapi.json", friendly.openapi, OPEN),
     ("GET", "/metrics", friendly.metrics, PREDICT),
     ("POST", "/v1/embeddings", embeddings.embeddings, PREDICT),
     ("GET", "/v1/models", embeddings.models, PREDICT),
@@ -53,18 +55,26 @@ _UNHURRIED = (tensors.load,)
 """Handlers without a deadline: loading a large model takes as long as it takes."""
 
 
-def make_app(server: Server) -> Front:
-    """The whole application. Its models are loaded when it starts and answered to the end when it stops."""
+def make_app(server: Server, following: Following | None = None) -> Front:
+    """The whole application. Its models are loaded when it starts and answered to the end when it stops.
+
+    following: of a registry, for an application that is started by somebody else's server.
+    """
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         if not server.started:
             await server.models.start()
+            if following is not None:
+                await following.start()
             server.started = True
         try:
             yield
         finally:
             server.draining = True
+            if following is not None:
+                following.stop()
+            server.explainer.close()
             await server.models.close()
 
     async def failed(request: Request, error: Exception) -> Response:

@@ -96,6 +96,12 @@ async def ask(
     server: Server, request: Request, served: Served, values: Sequence[Any]
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Outputs (rows,K), pooled features (rows,D) and cost of raw rows, after they were checked. Raises Refused."""
+    rows = await checked(server, request, served, values)
+    return await unless_gone(request, served.answers(rows))
+
+
+async def checked(server: Server, request: Request, served: Served, values: Sequence[Any]) -> list[str | bytes]:
+    """Raw rows as the model may see them. Raises Refused for one that it may not."""
     known = entry(request)
     known.model = served.name
     if served.modality == "text":
@@ -105,7 +111,7 @@ async def ask(
     known.rows = len(rows)
     if server.log.content:
         known.inputs = [row[:200] if isinstance(row, str) else f"{len(row)} bytes" for row in rows]
-    return await unless_gone(request, served.answers(rows))
+    return rows
 
 
 async def rows(server: Server, request: Request, served: Served) -> list[Any]:

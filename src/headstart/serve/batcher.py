@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from headstart.serve.refusals import Busy
 
@@ -106,6 +106,10 @@ class Pace:
         return min(self._most, max(0.0, start) / slope) if slope > 1e-12 else self._most
 
 
+def _closed(rows: Sequence[object]) -> Any:
+    raise RuntimeError("this queue is closed")
+
+
 class Batcher(Generic[Row, Answer]):
     """Gathers rows and answers them in batches.
 
@@ -124,7 +128,9 @@ class Batcher(Generic[Row, Answer]):
         delay: float = 0.003,
         watch: Callable[[Sequence[Row]], None] = lambda rows: None,
     ) -> None:
-        self._run, self._executor, self._watch = run, executor, watch
+        self._run: Callable[[Sequence[Row]], Sequence[Answer]] = run
+        self._watch: Callable[[Sequence[Row]], None] = watch
+        self._executor = executor
         self._rows, self._cost, self._queue, self._delay = rows, cost, queue, delay
         self._queues: dict[Hashable, deque[_Job[Row, Answer]]] = {}  # the owner whose turn is next comes first
         self._arrived = asyncio.Event()
@@ -180,6 +186,8 @@ class Batcher(Generic[Row, Answer]):
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        # Who made this queue holds it, and is held by it: the network would stay until the next collection of cycles.
+        self._run, self._watch = _closed, _closed
 
     async def _work(self) -> None:
         while True:

@@ -37,6 +37,8 @@ def serve(
         str | None, typer.Option(help="weights kept at most, such as 2GB; models that nobody asks rest")
     ] = None,
     log_inputs: Annotated[bool, typer.Option("--log-inputs", help="write what clients send into the log")] = False,
+    engine: Annotated[str, typer.Option(help="local: this process; or ray: replicas behind Ray Serve")] = "local",
+    replicas: Annotated[int, typer.Option(min=1, help="with --engine ray: servers that share the requests")] = 1,
 ) -> None:
     """Answer requests over HTTP with one bundle or several, or with the champions of a registry."""
     from headstart.errors import MissingExtra
@@ -61,7 +63,10 @@ def serve(
         seconds=max_seconds, queue_rows=queue, timeout=timeout, batch_rows=batch, delay_ms=delay,
     )  # fmt: skip
     place = Place(host, port, keys, tls_cert, tls_key, log_inputs, limits, budget)
-    run(bundles or [], names=name or (), place=place, registry=registry, poll=poll, say=_say)
+    run(
+        bundles or [], names=name or (), place=place, registry=registry, poll=poll, engine=engine, replicas=replicas,
+        say=_say,
+    )  # fmt: skip
 
 
 def _say(line: str) -> None:

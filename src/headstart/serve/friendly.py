@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,7 @@ from starlette.responses import Response
 from headstart.serve import asking, schemas
 from headstart.serve.front import respond
 from headstart.serve.metrics import CONTENT_TYPE
+from headstart.serve.refusals import bad
 from headstart.serve.state import Server, entry
 from headstart.values import Decoded
 
@@ -45,21 +47,45 @@ async def predict(server: Server, request: Request) -> Response:
     return respond(found)
 
 
+async def explain(server: Server, request: Request) -> Response:
+    """Which words of one text, or parts of one picture, speak for an answer."""
+    asked = request.query_params
+    async with server.models.use(request.path_params["name"]) as served:
+        entry(request).model = served.name
+        rows = await asking.rows(server, request, served)
+        if len(rows) != 1:
+            raise bad(f"expected one row to explain, received {len(rows)}: send them one by one")
+        row = (await asking.checked(server, request, served, rows))[0]
+        work = server.explainer.explain(served, row, asked.get("label"), asked.get("task"))
+        found = await asking.unless_gone(request, work)
+    body = await asyncio.to_thread(found.to_json)
+    return respond({"model": served.name, "version": served.version, **body})
+
+
 async def models(server: Server, request: Request) -> Response:
     """What is loaded, with what each model takes and gives."""
     return respond({"models": [schemas.card(served, server.limits) for served in server.models]})
 
 
 async def schema(server: Server, request: Request) -> Response:
-    """JSON Schemas of one model's requests and answers."""
+    """JSON Schemas of one model's requests, answers and explanations."""
     served = server.models.get(request.path_params["name"])
     entry(request).model = served.name
-    return respond({"request": schemas.request(served, server.limits), "response": schemas.response(served)})
+    found = {"request": schemas.request(served, server.limits), "response": schemas.response(served)}
+    if served.unexplained is None:
+        found["explanation"] = schemas.explanation(served)
+    return respond(found)
 
 
 async def openapi(server: Server, request: Request) -> Response:
-    """The description of all routes, with a path for each loaded model."""
-    return respond(schemas.openapi(server))
+    """The description of all routes, with a path for each loaded model.
+
+    Where keys are needed, those who send none get the routes alone, which are the same on every server.
+    """
+    named = server.ring is None or any(name in request.headers for name in ("authorization", "x-api-key"))
+    if named:
+        server.authorise(request, "predict")
+    return respond(schemas.openapi(server, named=named))
 
 
 async def metrics(server: Server, request: Request) -> Response:

@@ -49,7 +49,8 @@ class Front:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 added = MutableHeaders(scope=message)
-                added["x-request-id"] = entry.id
+                if self.server.named:
+                    added["x-request-id"] = entry.id
                 for name, value in HEADERS.items():
                     added.setdefault(name, value)
             await send(message)

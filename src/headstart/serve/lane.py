@@ -11,6 +11,7 @@ import re
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,6 +31,8 @@ Found = tuple[np.ndarray, np.ndarray]
 
 SHORT = 1000
 """Characters of a request up to which its texts are encoded at once: going to another thread would take longer."""
+
+Result = TypeVar("Result")
 
 Network = Callable[[Batch, Sequence[Hashable]], tuple[Tensor, Sequence[Tensor]]]
 """Pooled features (N,D) and each row's outputs (K,) of a batch and of the rows' owners."""
@@ -70,9 +73,14 @@ def batch_of(inputs: Inputs) -> Batch:
     )  # fmt: skip
 
 
+def _closed(batch: Batch, owners: Sequence[Hashable]) -> tuple[Tensor, Sequence[Tensor]]:
+    raise RuntimeError("this lane is closed")
+
+
 class Lane:
     """One encoder, one queue, one network. executor: the thread that runs networks, shared by all lanes.
 
+    apart: give the network the rows of a batch one by one, since it lets them depend on each other.
     watch: told the owner of each row of every batch that was run.
     """
 
@@ -84,8 +92,12 @@ class Lane:
         executor: Executor,
         limits: Limits,
         watch: Callable[[Sequence[Hashable]], None] = lambda owners: None,
+        *,
+        apart: bool = False,
     ) -> None:
-        self._modality, self._backbone, self._network = modality, backbone, network
+        self._apart = apart
+        self._modality, self._backbone = modality, backbone
+        self._network: Network = network
         self._padding: dict[str, int] = {}
         # A tokenizer must not be used by two threads at once.
         self._encoding = threading.Lock()
@@ -116,11 +128,15 @@ class Lane:
                 return self._encode(inputs)
             finally:
                 self._encoding.release()
-        return await asyncio.get_running_loop().run_in_executor(self._encoder, self._aside, inputs)
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, self._aside, self._encode, inputs)
 
-    def _aside(self, inputs: Sequence[str | bytes]) -> tuple[list[Inputs], list[int]]:
+    async def encoding(self, work: Callable[..., Result], *args: Any) -> Result:
+        """The result of other work that needs the tokenizer, in the thread that encodes."""
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, self._aside, work, *args)
+
+    def _aside(self, work: Callable[..., Result], *args: Any) -> Result:
         with self._encoding:
-            return self._encode(inputs)
+            return work(*args)
 
     def _encode(self, inputs: Sequence[str | bytes]) -> tuple[list[Inputs], list[int]]:
         try:
@@ -135,6 +151,11 @@ class Lane:
         return rows, [int(length) for length in prepared.lengths]
 
     def _run(self, rows: Sequence[tuple[Hashable, Inputs]]) -> list[Found]:
+        if self._apart:
+            return [found for row in rows for found in self._together([row])]
+        return self._together(rows)
+
+    def _together(self, rows: Sequence[tuple[Hashable, Inputs]]) -> list[Found]:
         batch = batch_of(joined([inputs for _, inputs in rows], self._padding))
         device = next(self._backbone.parameters()).device
         with torch.inference_mode():
@@ -143,6 +164,7 @@ class Lane:
         return [(values.float().cpu().numpy(), row) for values, row in zip(outputs, features, strict=True)]
 
     async def close(self) -> None:
-        """Answer what waits, then let the thread go."""
+        """Answer what waits, then let the thread and the network go."""
         await self.batcher.close()
         self._encoder.shutdown(wait=False)
+        self._network = _closed

@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +29,7 @@ from headstart.serve.state import Server
 from headstart.serve.wire import Wire
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_GRACE = 5
+GRACE = 5
 """Seconds beyond a request's own deadline that are left to those under way when the server stops."""
 
 
@@ -63,6 +63,11 @@ class Place:
         """The names it may be called by: on this machine only its own, so that no web page can lead to it."""
         literal = f"[{self.host}]" if ":" in self.host else self.host
         return LOOPBACK | {literal.lower()} if self.local else None
+
+    def url(self, port: int) -> str:
+        """Its address."""
+        literal = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'http' if self.tls_cert is None else 'https'}://{literal}:{port}"
 
     def check(self) -> None:
         """Raises SpecError where it would be open to everybody, or for TLS files that cannot be used."""
@@ -152,12 +157,15 @@ def serve(
     place: Place | None = None,
     registry: str | None = None,
     poll: float = 5.0,
+    engine: str = "local",
+    replicas: int = 1,
     say: Callable[[str], None] = print,
 ) -> None:
     """Serve bundles until SIGTERM or SIGINT, then answer what was asked and return.
 
     names: how clients call the bundles, in their order; else the folders' own names. registry: in place of folders, the
-    champions of a registry, which is asked every `poll` seconds. say: told the address once.
+    champions of a registry, which is asked every `poll` seconds. engine: `local` is this process; `ray` is so many
+    replicas behind Ray Serve (`cluster.serve`). say: told the address once.
     Raises SpecError for an unsafe or impossible place, BundleError or ProofError for a bundle that cannot be loaded,
     RegistryError for a registry that is not there.
     """
@@ -165,13 +173,32 @@ def serve(
         raise SpecError(
             "expected folders of bundles, or --registry for the champions of one under their own names: give either"
         )
+    if engine not in ("local", "ray"):
+        raise SpecError(f"expected --engine local or ray, received '{engine}'")
+    if engine == "local" and replicas != 1:
+        raise SpecError(f"received --replicas {replicas} for one process: add --engine ray, or leave it out")
     place = place or Place()
     place.check()
     chosen = named(list(folders), list(names))
     ring = None if place.keys is None else Ring(place.keys)
+    if engine == "ray":
+        from headstart.serve import cluster
+
+        cluster.serve(chosen, place, registry, poll, replicas, say)
+        return
     bound = place.bind()
     with bound:
         asyncio.run(_serve(chosen, place, ring, bound, say, registry, poll))
+
+
+def make_server(folders: Mapping[str, Path], place: Place, ring: Ring | None, **more: bool) -> Server:
+    """What the requests of one process share; its models are not loaded yet. more: other fields of `Server`."""
+    log, metrics = Log(content=place.log_inputs), Metrics()
+    models = Models(
+        folders, place.limits, lambda name, rows: metrics.batch.labels(name).observe(rows), memory=place.memory,
+        say=log.say,
+    )  # fmt: skip
+    return Server(models, place.limits, metrics, log, ring, place.hosts, **more)
 
 
 async def _serve(
@@ -183,20 +210,14 @@ async def _serve(
     registry: str | None,
     poll: float,
 ) -> None:
-    log, metrics = Log(content=place.log_inputs), Metrics()
-    models = Models(
-        folders, place.limits, lambda name, rows: metrics.batch.labels(name).observe(rows), memory=place.memory,
-        say=log.say,
-    )  # fmt: skip
-    server = Server(models, place.limits, metrics, log, ring, place.hosts)
+    server = make_server(folders, place, ring)
+    log, models = server.log, server.models
     await models.start()
     following = None if registry is None else Following(registry, models, log, poll)
     if following is not None:
         await following.start()
     server.started = True
-    scheme = "http" if place.tls_cert is None else "https"
-    literal = f"[{place.host}]" if ":" in place.host else place.host
-    url = f"{scheme}://{literal}:{bound.getsockname()[1]}"
+    url = place.url(bound.getsockname()[1])
 
     def stopping() -> None:
         if not server.draining:
@@ -217,7 +238,7 @@ async def _serve(
     config = uvicorn.Config(
         make_app(server), log_config=None, access_log=False, lifespan="on", server_header=False, proxy_headers=False,
         ssl_certfile=place.tls_cert, ssl_keyfile=place.tls_key, ws="none", http=Wire,
-        timeout_graceful_shutdown=int(place.limits.timeout) + _GRACE, limit_concurrency=4 * place.limits.queue_rows,
+        timeout_graceful_shutdown=int(place.limits.timeout) + GRACE, limit_concurrency=4 * place.limits.queue_rows,
     )  # fmt: skip
     try:
         await _Uvicorn(config, stopping, started).serve(sockets=[bound])

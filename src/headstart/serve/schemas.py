@@ -72,13 +72,35 @@ def card(served: Face, limits: Limits) -> dict[str, Any]:
             {"name": name, "kind": task.name, "labels": list(task.labels)} for name, task in served.tasks.items()
         ],
         "rows": limits.rows,
+        "explains": served.unexplained is None,
+        "unexplained": served.unexplained,
     }
 
 
-def openapi(server: Server) -> dict[str, Any]:
-    """An OpenAPI 3.1 document."""
+def explanation(served: Face) -> dict[str, Any]:
+    """The JSON Schema of an `/explain` answer."""
+    number = {"type": "number"}
+    properties: dict[str, Any] = {"model": {"type": "string"}, "version": {"type": "string"}}
+    if served.names:
+        properties["task"] = {"type": "string", "enum": list(served.names)}
+    labels = [label for task in served.tasks.values() for label in task.labels]
+    properties |= {"label": {"type": "string", "enum": labels}, "score": number, "baseline": number}
+    if served.modality == "text":
+        place = {"type": "integer", "minimum": 0}
+        word = {"text": {"type": "string"}, "start": place, "end": place, "weight": number}
+        words = {"type": "array", "items": {"type": "object", "properties": word, "required": list(word)}}
+        told = {"text": {"type": "string"}, "whole": {"type": "boolean"}, "words": words}
+        properties |= {"error": number, "steps": {"type": "integer"}, **told}
+    else:
+        picture = {"type": "string", "contentEncoding": "base64", "contentMediaType": "image/png"}
+        properties |= {"picture": picture, "heat": {"type": "array", "items": {"type": "array", "items": number}}}
+    return {"$schema": DRAFT, "type": "object", "properties": properties, "required": list(properties)}
+
+
+def openapi(server: Server, *, named: bool = True) -> dict[str, Any]:
+    """An OpenAPI 3.1 document. named: with paths of the loaded models, their labels among them."""
     paths: dict[str, Any] = {}
-    for served in server.models:
+    for served in server.models if named else ():
         operation = _operation(
             f"Ask {served.name}", request(served, server.limits), response(served), f"predict_{served.name}"
         )
@@ -106,6 +128,14 @@ def openapi(server: Server) -> dict[str, Any]:
         ("/schema/{name}", "JSON Schemas of a model"),
     ):  # fmt: skip
         paths[path] = {"get": {**_operation(said, None, anything), "parameters": name}}
+    for path, said in (
+        ("/predict/{name}", "Ask a model"), ("/explain/{name}", "What in one row speaks for an answer"),
+    ):  # fmt: skip
+        more = [{"name": "task", "in": "query", "schema": {"type": "string"}}]
+        if path == "/explain/{name}":
+            more.append({"name": "label", "in": "query", "schema": {"type": "string"}})
+        body = {"type": "object", "properties": {"rows": {"type": "array"}}, "required": ["rows"]}
+        paths[path] = {"post": {**_operation(said, body, anything), "parameters": [*name, *more]}}
     infer = _operation("Ask a model with tensors, by the Open Inference Protocol", tensors, anything)
     paths["/v2/models/{name}/infer"] = {"post": {**infer, "parameters": name}}
     paths["/v2/repository/index"] = {"post": _operation("Every known model and its state", None, {"type": "array"})}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from headstart.bundle import Bundle
 from headstart.data import Columns
+from headstart.explanation import attribution
 from headstart.protocols import Task
 from headstart.serve.lane import Lane
 from headstart.serve.limits import Limits
@@ -24,7 +25,7 @@ class Face:
     """What clients may know of a bundle: enough to describe it while its weights are not in memory.
 
     version: the beginning of its lineage id. created: seconds since 1970 when it was first loaded. width: D of the
-    pooled features.
+    pooled features. unexplained: why its answers cannot be explained, None where they can.
     """
 
     def __init__(self, name: str, model: Bundle) -> None:
@@ -36,6 +37,7 @@ class Face:
         self.task = model.task
         self.temperature = model.temperature
         self.width = int(model.model.backbone.width)
+        self.unexplained = attribution.refusal(model)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -87,7 +89,10 @@ class Served(Face):
         super().__init__(name, model)
         self.bundle, self.watch, self.shared = model, watch, shared
         self.alone = lane is None
-        self.lane = lane or Lane(model.modality, model.model.backbone, self._alone, executor, limits, told)
+        self.lane = lane or Lane(
+            model.modality, model.model.backbone, self._alone, executor, limits, told,
+            apart=bool(getattr(model.model, "together", False)),
+        )  # fmt: skip
 
     @property
     def batcher(self) -> Any:

@@ -12,7 +12,9 @@ import hashlib
 import sys
 import weakref
 from collections.abc import Iterable
+from functools import cache
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -89,6 +91,11 @@ def held(bundles: Iterable[Bundle]) -> int:
 
 def give_back() -> None:
     """Return memory that is free to the system, which glibc keeps otherwise; elsewhere nothing is done."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    trim = _trim()
     if trim is not None:
         trim(0)
+
+
+@cache
+def _trim() -> Any:
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

@@ -8,6 +8,7 @@ from typing import Any
 
 from starlette.requests import Request
 
+from headstart.serve.explainer import Explainer
 from headstart.serve.keys import Ring
 from headstart.serve.limits import Limits
 from headstart.serve.logs import Log
@@ -41,7 +42,8 @@ def entry(request: Request) -> Entry:
 @dataclass
 class Server:
     """What all requests share. ring: None where no keys are needed. hosts: names that the server may be called by, None
-    for any. draining: whether it is about to stop.
+    for any. draining: whether it is about to stop. alone: whether no other process answers under the same address.
+    named: whether answers get their request's id here, not by what stands in front.
     """
 
     models: Models
@@ -52,6 +54,9 @@ class Server:
     hosts: frozenset[str] | None = None
     draining: bool = False
     started: bool = False
+    alone: bool = True
+    named: bool = True
+    explainer: Explainer = field(default_factory=Explainer)
 
     def authorise(self, request: Request, scope: str) -> None:
         """Let a request pass whose key has the scope. Raises Refused: 401 for no known key, 403 for another scope."""

@@ -77,6 +77,7 @@ async def index(server: Server, request: Request) -> Response:
 async def load(server: Server, request: Request) -> Response:
     """Load a model, or load it again from the folder that was named when the server started."""
     name = request.path_params["name"]
+    _check_alone(server)
     asked = await _parameters(server, request)
     if asked.get("parameters"):
         raise bad("a model is loaded as it lies in its folder: parameters are not taken")
@@ -93,10 +94,20 @@ async def load(server: Server, request: Request) -> Response:
 async def unload(server: Server, request: Request) -> Response:
     """Let a model go when the requests that it has are answered."""
     name = request.path_params["name"]
+    _check_alone(server)
     await _parameters(server, request)
     await server.models.unload(name)
     server.log.say("unloaded", model=name)
     return respond({})
+
+
+def _check_alone(server: Server) -> None:
+    """Raises Refused where only one of several replicas would change."""
+    if not server.alone:
+        raise Refused(
+            501,
+            "this server has several replicas, and a request reaches one of them: serve a registry, which all follow",
+        )
 
 
 async def _parameters(server: Server, request: Request) -> Mapping[str, Any]:
