@@ -80,6 +80,10 @@ def test_eight_bits_are_smaller_and_their_loss_is_measured(
     assert (out / "onnx" / "model.onnx").stat().st_size < (plain / "onnx" / "model.onnx").stat().st_size
     assert np.abs(after.outputs(TEXTS) - before.outputs(TEXTS)).max() > 0
     assert json.loads((out / "export.json").read_text(encoding="utf-8"))["loss"] == told["loss"]
+    # Scales of activations are those of what runs together: rows and padding beside a row must not change it.
+    alone = np.concatenate([after.outputs([text]) for text in TEXTS])
+    assert np.array_equal(after.outputs(TEXTS), alone)
+    assert len({len(text.split()) for text in TEXTS}) > 1
 
 
 def test_a_gate_that_is_not_passed_refuses_and_writes_nothing(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

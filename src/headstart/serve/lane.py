@@ -80,7 +80,6 @@ def _closed(batch: Batch, owners: Sequence[Hashable]) -> tuple[Tensor, Sequence[
 class Lane:
     """One encoder, one queue, one network. executor: the thread that runs networks, shared by all lanes.
 
-    apart: give the network the rows of a batch one by one, since it lets them depend on each other.
     watch: told the owner of each row of every batch that was run.
     """
 
@@ -92,10 +91,7 @@ class Lane:
         executor: Executor,
         limits: Limits,
         watch: Callable[[Sequence[Hashable]], None] = lambda owners: None,
-        *,
-        apart: bool = False,
     ) -> None:
-        self._apart = apart
         self._modality, self._backbone = modality, backbone
         self._network: Network = network
         self._padding: dict[str, int] = {}
@@ -151,11 +147,6 @@ class Lane:
         return rows, [int(length) for length in prepared.lengths]
 
     def _run(self, rows: Sequence[tuple[Hashable, Inputs]]) -> list[Found]:
-        if self._apart:
-            return [found for row in rows for found in self._together([row])]
-        return self._together(rows)
-
-    def _together(self, rows: Sequence[tuple[Hashable, Inputs]]) -> list[Found]:
         batch = batch_of(joined([inputs for _, inputs in rows], self._padding))
         device = next(self._backbone.parameters()).device
         with torch.inference_mode():

@@ -89,10 +89,7 @@ class Served(Face):
         super().__init__(name, model)
         self.bundle, self.watch, self.shared = model, watch, shared
         self.alone = lane is None
-        self.lane = lane or Lane(
-            model.modality, model.model.backbone, self._alone, executor, limits, told,
-            apart=bool(getattr(model.model, "together", False)),
-        )  # fmt: skip
+        self.lane = lane or Lane(model.modality, model.model.backbone, self._alone, executor, limits, told)
 
     @property
     def batcher(self) -> Any:
