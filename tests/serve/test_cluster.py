@@ -78,7 +78,7 @@ def test_replicas_answer_as_one_server_and_leave_quietly(
             response = client.post("/v2/repository/models/tickets/load", headers=boss)
             assert response.status_code == 501 and "serve a registry, which all follow" in response.json()["error"]
         answers: list[Any] = []
-        rows = {"rows": ["where is my parcel " * 20] * 300}
+        rows = {"rows": ["where is my parcel " * 20] * 150}
 
         def call() -> None:
             answers.append(httpx.post(f"{url}/predict/tickets", json=rows, headers=web, timeout=60))
@@ -92,4 +92,5 @@ def test_replicas_answer_as_one_server_and_leave_quietly(
             caller.join()
         _, err = started.communicate(timeout=120)
     assert started.returncode == 0, err[-2000:]
-    assert [(answer.status_code, len(answer.json()["predictions"])) for answer in answers] == [(200, 300)] * 3
+    assert [answer.status_code for answer in answers] == [200] * 3, [answer.text[:200] for answer in answers]
+    assert all(len(answer.json()["predictions"]) == 150 for answer in answers)
