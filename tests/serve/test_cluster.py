@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,11 +20,9 @@ from serving import process
 
 
 def ray_serve() -> bool:
-    try:
-        importlib.import_module("ray.serve")
-    except ImportError:
-        return False
-    return True
+    """Whether it can be imported; asked in another process, since it warns about itself."""
+    done = subprocess.run([sys.executable, "-c", "import ray.serve"], capture_output=True, check=False)
+    return done.returncode == 0
 
 
 def test_engines_and_replicas_are_checked(text_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -36,8 +35,6 @@ def test_engines_and_replicas_are_checked(text_bundle: Path, capsys: pytest.Capt
 def test_without_ray_serve_it_says_what_to_install(
     text_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import sys
-
     monkeypatch.setitem(sys.modules, "ray", None)
     assert run(["serve", str(text_bundle), "--engine", "ray", "--port", "0"]) == 2
     assert "--engine ray needs ray, which is not installed: pip install 'headstart[ray]'" in capsys.readouterr().err
@@ -81,7 +78,7 @@ def test_replicas_answer_as_one_server_and_leave_quietly(
             response = client.post("/v2/repository/models/tickets/load", headers=boss)
             assert response.status_code == 501 and "serve a registry, which all follow" in response.json()["error"]
         answers: list[Any] = []
-        rows = {"rows": ["where is my parcel " * 20] * 300}
+        rows = {"rows": ["where is my parcel " * 20] * 150}
 
         def call() -> None:
             answers.append(httpx.post(f"{url}/predict/tickets", json=rows, headers=web, timeout=60))
@@ -93,6 +90,7 @@ def test_replicas_answer_as_one_server_and_leave_quietly(
         started.send_signal(signal.SIGTERM)
         for caller in callers:
             caller.join()
-        out, err = started.communicate(timeout=120)
-    assert started.returncode == 0 and out == "", err[-2000:]
-    assert [(answer.status_code, len(answer.json()["predictions"])) for answer in answers] == [(200, 300)] * 3
+        _, err = started.communicate(timeout=120)
+    assert started.returncode == 0, err[-2000:]
+    assert [answer.status_code for answer in answers] == [200] * 3, [answer.text[:200] for answer in answers]
+    assert all(len(answer.json()["predictions"]) == 150 for answer in answers)

@@ -191,14 +191,16 @@ def serve(
         asyncio.run(_serve(chosen, place, ring, bound, say, registry, poll))
 
 
-def make_server(folders: Mapping[str, Path], place: Place, ring: Ring | None, **more: bool) -> Server:
-    """What the requests of one process share; its models are not loaded yet. more: other fields of `Server`."""
+def make_server(
+    folders: Mapping[str, Path], place: Place, ring: Ring | None, *, alone: bool = True, named: bool = True
+) -> Server:
+    """What the requests of one process share; its models are not loaded yet. alone and named: as for `Server`."""
     log, metrics = Log(content=place.log_inputs), Metrics()
     models = Models(
         folders, place.limits, lambda name, rows: metrics.batch.labels(name).observe(rows), memory=place.memory,
         say=log.say,
     )  # fmt: skip
-    return Server(models, place.limits, metrics, log, ring, place.hosts, **more)
+    return Server(models, place.limits, metrics, log, ring, place.hosts, alone=alone, named=named)
 
 
 async def _serve(
