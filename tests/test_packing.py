@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headstart import costing, packing
+from headstart import packing
 from headstart.backbones import _packing
 from headstart.backbones._hf_text import TextBackbone
 from headstart.backbones._structure import largest_list, unlabelled
@@ -146,10 +146,10 @@ def chosen(kind: str, lengths: tuple[int, ...], setting: str = "auto") -> Choice
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, ratio: float) -> None:
-    def once(model: Any, *args: Any, **options: Any) -> tuple[float, float, int]:
-        return 0.0, 1 / ratio if _packing.can(model.backbone.network) else 1.0, 0
+    def seconds(model: Any, *args: Any) -> float:
+        return 1 / ratio if _packing.can(model.backbone.network) else 1.0
 
-    monkeypatch.setattr(costing, "once", once)
+    monkeypatch.setattr(packing, "_seconds", seconds)
 
 
 @pytest.mark.parametrize(("ratio", "on"), [(1.5, True), (1.05, False), (0.5, False)])

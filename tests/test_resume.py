@@ -100,3 +100,12 @@ def test_a_resumed_run_keeps_its_precision(tmp_path: Path) -> None:
     again = make_loop(checkpoint=checkpoint)
     again.train(resume=True)
     assert again.ways.precision == first.ways.precision == "bf16"
+
+
+def test_a_resumed_run_packs_if_it_was_begun_so(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint.safetensors"
+    make_loop(checkpoint=checkpoint, checkpoint_every=1e-9).train()
+    again = make_loop(checkpoint=checkpoint)
+    again.ways = Ways(pack=True)
+    again.train(resume=True)
+    assert not again.ways.pack

@@ -334,6 +334,7 @@ class Loop:
             "position": list(self.position),
             "steps_done": self.steps_done,
             "precision": self.ways.precision,
+            "pack": self.ways.pack,
             "compiled": self.ways.compiled is not None,
             "bad": self.bad,
             "losses": self.losses,
@@ -358,9 +359,9 @@ class Loop:
             raise BundleError("the saved state belongs to another spec or other data; start again without --resume")
         self.position = (record["position"][0], record["position"][1])
         self.steps_done, self.bad, self.before = record["steps_done"], record["bad"], record["seconds"]
-        # A run that was begun in one precision ends in it, whatever would measure faster now.
+        # A run ends in the ways that it was begun in, whatever would measure faster now.
         compiled = "on" if record["compiled"] else "off"
-        self.ways = replace(self.ways, precision=record["precision"], compile=compiled)
+        self.ways = replace(self.ways, precision=record["precision"], pack=record["pack"], compile=compiled)
         self.prefix.precision = self.ways.precision
         self.model.load_state_dict(record["model"])
         self.losses = list(record["losses"])

@@ -10,7 +10,7 @@ LayerIntegratedGradients gives at the layer of word embeddings, but the way goes
 into a network that may answer others meanwhile.
 
 Pictures. A part gets f(x) - f(x with the part blurred): Zeiler and Fergus 2014, section 4.2. On a convolutional network
-Integrated Gradients of pixels cost more, were far from adding up, and told what matters less well (benchmarks).
+Integrated Gradients of pixels cost more in trials, were far from adding up, and told what matters less clearly.
 """
 
 from __future__ import annotations
