@@ -27,7 +27,7 @@ from headstart.planning import Precision
 from headstart.protocols import Method, Modality, Task
 from headstart.running import has_statistics
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
-from headstart.ways import Settled
+from headstart.ways import Settled, told
 
 PROBE_ROWS = 20_000
 """Rows that a fresh head's probe is solved on at most: more changes a linear head little and costs a pass each."""
@@ -299,10 +299,7 @@ class Stages:
         details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.ways.precision}
         details |= {"running_stats": training.running_stats} if has_statistics(self.model) else {}
         details |= {"precision_why": chosen.why} if chosen.why and chosen.name == loop.ways.precision else {}
-        details |= settled.record()
-        compiled, ahead = trained.compiled, trained.ahead
-        details |= {"prefetch": {"on": ahead.on, "why": ahead.why}} if ahead.why else {}
-        details |= {"compiled": {"on": compiled.on, "why": compiled.why}} if compiled.why else {}
+        details |= settled.record() | told(prefetch=trained.ahead, compiled=trained.compiled)
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
             trained.history, trained.notes, details,

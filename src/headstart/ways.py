@@ -11,12 +11,18 @@ from torch import nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from headstart import casting, compiling, packing, recompute, room
+from headstart.ahead import Ahead
 from headstart.compiling import Compiled
 from headstart.encoded import Encoded
 from headstart.planning import Precision
 from headstart.room import Weighed
 from headstart.spec import TrainingSpec
 from headstart.values import Batch, Choice
+
+
+def told(**choices: Choice | Ahead) -> dict[str, Any]:
+    """Choices for the report, those that say why."""
+    return {name: {"on": choice.on, "why": choice.why} for name, choice in choices.items() if choice.why}
 
 
 @dataclass(frozen=True)
@@ -53,8 +59,7 @@ class Settled:
 
     def record(self) -> dict[str, Any]:
         """For the report, the same."""
-        kinds = {"gradient_checkpointing": self.memory.choice, "packing": self.packing}
-        return {name: {"on": choice.on, "why": choice.why} for name, choice in kinds.items() if choice.why}
+        return told(gradient_checkpointing=self.memory.choice, packing=self.packing)
 
 
 @dataclass(frozen=True)
