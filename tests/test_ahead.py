@@ -13,7 +13,7 @@ from torch import Tensor
 from headstart import ahead
 from headstart.ahead import TRIED, Ahead, behind
 from headstart.errors import DataError, HeadstartError
-from headstart.ways import Ways
+from headstart.steps.ways import Ways
 from method_runs import same, train, weights
 from tiny import TinyRows, make_loop, make_rows
 

@@ -14,8 +14,8 @@ from headstart.errors import HeadstartError, MethodError
 from headstart.loop import Loop
 from headstart.protocols import Context, Method
 from headstart.running import set_modes
+from headstart.steps.ways import Ways
 from headstart.values import Batch, Group, View
-from headstart.ways import Ways
 from tiny import make_loop, make_rows
 
 

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from headstart import costing, planning
+from headstart import planning
 from headstart.planning import Plan, describe_stage
 from headstart.spec import TrainingSpec
+from headstart.steps import costing
+from headstart.steps.precision import Precision
 from method_runs import make_loop, make_method
 
 
@@ -97,7 +99,7 @@ def test_batches_are_timed_over_the_lengths_that_occur(monkeypatch: pytest.Monke
 def test_time_and_memory_of_a_whole_run() -> None:
     costs = costing.Costs(step=0.3, answer=0.1, kept=1000)
     assert planning.epoch_seconds(costs, 100, 20, 2.0) == pytest.approx(0.3 * 100 * 2 + 0.1 * 20)
-    asked = dict(rows=100, epochs=3, rate=1e-3, trainable=10, total=50, precision=planning.Precision(), validated=20)
+    asked = dict(rows=100, epochs=3, rate=1e-3, trainable=10, total=50, precision=Precision(), validated=20)
     exact = describe_stage("probe", {}, TrainingSpec(optimizer="lbfgs"), costs=costs, **asked)
     tuned = describe_stage("all", {}, TrainingSpec(), costs=costs, **asked)
     assert exact.seconds == pytest.approx(0.1 * 120) and exact.batch_bytes is None
@@ -131,7 +133,7 @@ def test_a_stage_says_what_learns_how_often_and_in_which_order() -> None:
     methods = {name: make_method(name) for name in ("mixup", "pgd", "l2sp")}
     stage = describe_stage(
         "all", methods, TrainingSpec(batch_size=10, accumulate=2), rows=95, epochs=3, rate=1e-3, trainable=500,
-        total=1000, precision=planning.Precision(), costs=costing.Costs(0.01, 0.0),
+        total=1000, precision=Precision(), costs=costing.Costs(0.01, 0.0),
     )  # fmt: skip
     assert stage.steps == 15
     assert stage.passes_per_step == methods["pgd"].passes()
@@ -149,6 +151,6 @@ def test_passes_of_several_methods_multiply() -> None:
     methods = {name: make_method(name) for name in ("pgd", "rdrop")}
     stage = describe_stage(
         "main", methods, TrainingSpec(), rows=95, epochs=3, rate=1e-4, trainable=1, total=1, costs=None,
-        precision=planning.Precision(),
+        precision=Precision(),
     )  # fmt: skip
     assert stage.passes_per_step == methods["pgd"].passes() * 2

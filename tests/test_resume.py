@@ -17,7 +17,7 @@ from headstart.errors import BundleError, Interrupted
 from headstart.methods.ema import EMA
 from headstart.methods.mixup import Mixup
 from headstart.state import load_state, save_state
-from headstart.ways import Ways
+from headstart.steps.ways import Ways
 from tiny import make_loop, make_rows
 
 KILLS = 20

@@ -1,6 +1,6 @@
 """What each method brings over plain fine-tuning, by theme: `headstart compare` on real sets, paired by row and seed.
 
-    python benchmarks/methods/themes.py who stay regularise --seeds 3 --work FOLDER
+    python benchmarks/methods/themes.py who stay regularise --seeds 5 --work FOLDER
 
 Fits that the work folder holds already are not repeated. The comparisons go to `benchmarks/methods/themes/` as JSON.
 Plain fine-tuning (`finetune`) starts from the probe's head, as every arm here does.
@@ -38,6 +38,7 @@ SETS = {
     ("tweeteval_emotion", 8): {"training__epochs": 15},
     ("tweeteval_emotion", 50): {"training__epochs": 4},
     ("cifar10_subset", 25): {"training__epochs": 4, "backbone__image_size": 64},
+    ("cifar10_subset", 100): {"training__epochs": 4, "backbone__image_size": 64},
 }
 """(set, rows a class) -> what differs from the defaults. Few epochs, the same for all arms of a set: time again."""
 
@@ -67,12 +68,13 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sets", nargs="+", choices=sorted({name for name, _ in SETS}), help="all where left out")
+    parser.add_argument("--sizes", nargs="+", type=int, help="rows a class; all of the sets where left out")
     parser.add_argument("--work", type=Path, required=True, help="keeps finished fits")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for theme in options.themes:
         for (name, per_class), changes in SETS.items():
-            if options.sets and name not in options.sets:
+            if (options.sets and name not in options.sets) or (options.sizes and per_class not in options.sizes):
                 continue
             kind = "text" if "backbone__image_size" not in changes else "image"
             train, test = files(options.data_root, name, options.work)

@@ -92,8 +92,8 @@ def compare(root: Path, suite: str, arms: list[str], pairs: int) -> None:
     import numpy as np
     import torch
 
-    from headstart import compiling, recompute
-    from headstart.ways import Ways
+    from headstart.steps import compiling, recompute
+    from headstart.steps.ways import Ways
 
     torch.set_num_threads(1)
     model, rows, training = setting(root, suite)

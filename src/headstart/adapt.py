@@ -27,6 +27,7 @@ from headstart.planning import Plan
 from headstart.protocols import Method, Modality, Task
 from headstart.spec import MethodSpec, Spec
 from headstart.stages import StageResult, Stages
+from headstart.steps import memory
 from headstart.tracking import Tracker, curves, open_tracker
 
 RUN = "run.json"
@@ -54,7 +55,7 @@ class Run:
 
     def plan(self, *, timed: bool = True) -> Plan:
         """What this run is going to do; `timed` spends a few batches on an estimate of time and memory."""
-        before = planning.resident() if timed else None
+        before = memory.resident() if timed else None
         stages = tuple(self.stages.describe(self.spec.stages, timed=timed))
         return Plan(
             task=self.task.name,

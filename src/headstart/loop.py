@@ -27,16 +27,16 @@ from headstart import inference
 from headstart.ahead import Ahead
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, HeadstartError, Interrupted
+from headstart.frozen.prefix import Prefix
 from headstart.hooks import Hooks
 from headstart.optimiser import Optimiser
-from headstart.prefix import Prefix
 from headstart.running import Listener as Listener
 from headstart.running import Trained as Trained
 from headstart.running import copied, interrupts, set_modes, swapped
 from headstart.spec import TrainingSpec
 from headstart.state import load_state, random_state, save_state, set_random_state
+from headstart.steps.ways import Ways
 from headstart.values import Batch, Group, Progress, View
-from headstart.ways import Ways
 
 HEAD_SCALE = {"random": 10.0, "probe": 5.0, "prototypes": 5.0, "names": 5.0}
 """How many times faster the head learns than the backbone, by its start: ten times for a random one (the ratio of

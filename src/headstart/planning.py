@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from headstart.costing import Costs
 from headstart.protocols import EXCLUSIVE, Method, overrides
 from headstart.running import has_statistics
 from headstart.spec import TrainingSpec
+from headstart.steps.costing import Costs
+from headstart.steps.memory import step_memory
+from headstart.steps.precision import Precision
 
 STEPS = 300
 """Optimiser steps that a run of few rows should have: with them a fresh head and low rates have time to move."""
@@ -52,14 +52,6 @@ HOOKS = (
 
 LEARNING_RATE = {"text": 1e-4, "image": 3e-4, "audio": 1e-4}
 """For the whole backbone, by modality: starting points that were not tuned."""
-
-
-@dataclass(frozen=True)
-class Precision:
-    """What forward passes run in, one of `casting.KINDS`, and why."""
-
-    name: str = "fp32"
-    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -194,22 +186,9 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def resident() -> int | None:
-    """Bytes of memory that this process holds now; None where the system does not tell (Linux does)."""
-    try:
-        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return None
-
-
 def epoch_seconds(costs: Costs, rows: int, validated: int, passes: float) -> float:
     """Seconds of an epoch: `passes` times over the training rows, once over those that validate."""
     return costs.step * rows * passes + costs.answer * validated
-
-
-def step_memory(trainable: int, total: int) -> int:
-    """Bytes that training needs beside the weights and a batch: gradients, two moments, a copy of the weights."""
-    return 12 * trainable + 4 * total
 
 
 def most_memory(stages: Sequence[StagePlan]) -> int:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import bundle, costing, heads, inference, label_errors, planning, precision, probe, settings
+from headstart import bundle, heads, inference, label_errors, planning, probe, settings
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import SpecError
 from headstart.evaluation.calibration import temperature_of
@@ -23,11 +23,12 @@ from headstart.fitted import make_task, make_tasks
 from headstart.hooks import Hooks, make_methods
 from headstart.loop import Listener, Loop
 from headstart.model import Model
-from headstart.planning import Precision
 from headstart.protocols import Method, Modality, Task
 from headstart.running import has_statistics
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
-from headstart.ways import Settled, told
+from headstart.steps import costing, precision
+from headstart.steps.precision import Precision
+from headstart.steps.ways import Settled, told
 
 PROBE_ROWS = 20_000
 """Rows that a fresh head's probe is solved on at most: more changes a linear head little and costs a pass each."""

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from headstart import costing, planning, precision
 from headstart.errors import SpecError
+from headstart.steps import costing, precision
+from headstart.steps.precision import Precision
 from method_runs import make_loop
 
 
@@ -80,7 +81,7 @@ def test_a_failure_in_fp32_is_not_passed_over(monkeypatch: pytest.MonkeyPatch) -
 def test_what_is_asked_for_is_taken(asked: str) -> None:
     loop = make_loop([], "text")
     training = loop.training.model_copy(update={"precision": asked})
-    assert precision.choose(loop.model, loop.train_rows, training) == planning.Precision(asked)
+    assert precision.choose(loop.model, loop.train_rows, training) == Precision(asked)
 
 
 def test_bf16_weights_are_refused_where_the_network_does_not_run_with_them(monkeypatch: pytest.MonkeyPatch) -> None:

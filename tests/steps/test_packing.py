@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headstart import packing
 from headstart.backbones import _packing
 from headstart.backbones._hf_text import TextBackbone
 from headstart.backbones._structure import largest_list, unlabelled
@@ -18,8 +17,9 @@ from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.model import Model
 from headstart.spec import TrainingSpec
+from headstart.steps import packing
+from headstart.steps.ways import Ways
 from headstart.values import Batch, Choice
-from headstart.ways import Ways
 from tiny import TinyRows
 from tiny import make_loop as make_small
 

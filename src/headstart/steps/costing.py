@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import casting, inference, probe
+from headstart import inference, probe
 from headstart.encoded import Encoded
 from headstart.protocols import Task
 from headstart.running import set_modes
 from headstart.spec import TrainingSpec
+from headstart.steps import casting
 
 TIMED = 3
 """Batches that are timed for an estimate, from short to long."""

@@ -10,13 +10,13 @@ from typing import Any
 from torch import nn
 from torch.utils.checkpoint import set_checkpoint_early_stop
 
-from headstart import casting, compiling, packing, recompute, room
 from headstart.ahead import Ahead
-from headstart.compiling import Compiled
 from headstart.encoded import Encoded
-from headstart.planning import Precision
-from headstart.room import Weighed
 from headstart.spec import TrainingSpec
+from headstart.steps import casting, compiling, memory, packing, recompute
+from headstart.steps.compiling import Compiled
+from headstart.steps.memory import Weighed
+from headstart.steps.precision import Precision
 from headstart.values import Batch, Choice
 
 
@@ -42,7 +42,7 @@ class Settled:
         Raises SpecError where something is asked for that this network cannot do.
         """
         packed = packing.choose(model, rows, training, precision.name)
-        return cls(precision, room.choose(model, rows, training, precision.name), packed, training.compile)
+        return cls(precision, memory.choose(model, rows, training, precision.name), packed, training.compile)
 
     @property
     def ways(self) -> Ways:

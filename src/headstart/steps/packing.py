@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart import casting, costing
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.model import quiet
 from headstart.spec import TrainingSpec
+from headstart.steps import casting, costing
 from headstart.values import Batch, Choice
 
 PADDING = 0.25

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart import casting, costing, planning, recompute
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.notation import parse_size
 from headstart.running import set_modes
 from headstart.spec import TrainingSpec
+from headstart.steps import casting, costing, recompute
 from headstart.values import Batch, Choice
 
 SAMPLE = 4
@@ -56,7 +57,7 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, precision: s
         return Weighed(plain, Choice(False))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    others = planning.step_memory(trainable, total)
+    others = step_memory(trainable, total)
     free = at_hand(device, training.memory_limit)
     asked = training.gradient_checkpointing == "on"
     if not asked and (free is None or others + plain <= SHARE * free):
@@ -88,11 +89,24 @@ def at_hand(device: torch.device, limit: str | None) -> int | None:
         taken: int | None = torch.cuda.memory_allocated(device)
         found: int | None = free + idle
     else:
-        taken, found = planning.resident(), _free()
+        taken, found = resident(), _free()
     if limit is None:
         return found
     left = max(0, parse_size(limit) - (taken or 0))
     return left if found is None else min(left, found)
+
+
+def resident() -> int | None:
+    """Bytes of memory that this process holds now; None where the system does not tell (Linux does)."""
+    try:
+        return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def step_memory(trainable: int, total: int) -> int:
+    """Bytes that training needs beside the weights and a batch: gradients, two moments, a copy of the weights."""
+    return 12 * trainable + 4 * total
 
 
 def _free(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int | None:

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from headstart import casting
 from headstart.encoded import Encoded
+from headstart.frozen.kept import Guard, KeptRows, Store, Unfit
+from headstart.frozen.reaching import FEWEST, Trial, reach
 from headstart.hooks import Hooks
-from headstart.kept import Guard, KeptRows, Store, Unfit
 from headstart.notation import parse_size
 from headstart.protocols import Backbone, Method, overrides
-from headstart.reaching import FEWEST, Trial, reach
+from headstart.steps import casting
 
 ROOM = 4 * 10**9
 """Bytes that `training.cache = "auto"` takes at most; and never more than half of what is free."""

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from headstart import backbones, inference
 from headstart.encoded import Encoded
+from headstart.frozen.kept import KeptRows
+from headstart.frozen.prefix import HARMLESS, SEEN, Prefix
 from headstart.hooks import Hooks
-from headstart.kept import KeptRows
 from headstart.loop import Loop, Trained
 from headstart.methods.ema import EMA
 from headstart.methods.freeze import Freeze
@@ -26,11 +27,10 @@ from headstart.methods.mixup import Mixup
 from headstart.modalities.image import ImageModality
 from headstart.modalities.text import TextModality
 from headstart.model import Model
-from headstart.prefix import HARMLESS, SEEN, Prefix
 from headstart.protocols import Context, Method
 from headstart.spec import BackboneSpec, TrainingSpec
+from headstart.steps.ways import Ways
 from headstart.tasks.classification import Classification
-from headstart.ways import Ways
 from hub_folders import IMAGE, TEXT, WORDS, hub
 from tiny import make_loop, make_rows, make_task
 
@@ -378,7 +378,7 @@ def test_features_at_hand_are_not_computed_again(monkeypatch: pytest.MonkeyPatch
         "train": inference.pooled(loop.model.backbone, loop.train_rows),
         "validation": inference.pooled(loop.model.backbone, loop.validation),
     }
-    monkeypatch.setattr("headstart.prefix.reach", lambda *args: pytest.fail("computed again"))
+    monkeypatch.setattr("headstart.frozen.prefix.reach", lambda *args: pytest.fail("computed again"))
     kept, plain = loop.train(), make("off").train()
     assert difference(kept.model, plain.model) < 1e-5
 

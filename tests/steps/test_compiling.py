@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from headstart import compiling
-from headstart.compiling import Compiled
+from headstart.steps import compiling
+from headstart.steps.compiling import Compiled
+from headstart.steps.ways import Ways
 from headstart.values import Choice
-from headstart.ways import Ways
 from method_runs import make_loop, train, weights
 from tiny import make_loop as make_small
 

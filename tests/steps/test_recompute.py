@@ -11,13 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headstart import planning, recompute, room
+from headstart import planning
 from headstart.errors import SpecError
 from headstart.inside import plain, replaced
 from headstart.protocols import Context, Method
 from headstart.spec import Spec, TrainingSpec
+from headstart.steps import memory, recompute
+from headstart.steps.precision import Precision
+from headstart.steps.ways import Ways
 from headstart.values import Batch, Choice
-from headstart.ways import Ways
 from method_runs import make_loop, make_prunable, same, train, weights
 from tiny import make_loop as make_small
 from tiny import make_rows as make_small_rows
@@ -117,31 +119,31 @@ def test_a_network_whose_blocks_draw_is_refused() -> None:
     rows, training = make_small_rows(), TrainingSpec(batch_size=8, gradient_checkpointing="on")
     assert "answer otherwise" in (recompute.differs(drawing(), rows.batch(range(4))) or "")
     with pytest.raises(SpecError, match=r"training.gradient_checkpointing = 'on' cannot be had .* answer otherwise"):
-        room.choose(drawing(), rows, training, "fp32")
+        memory.choose(drawing(), rows, training, "fp32")
 
 
 @pytest.fixture
 def scarce(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "at_hand", lambda device, limit: 1000)
+    monkeypatch.setattr(memory, "at_hand", lambda device, limit: 1000)
 
 
 def test_auto_takes_it_where_memory_is_short_and_says_so(scarce: None) -> None:
     loop = make_small(batch_size=8)
-    found = room.choose(loop.model, loop.train_rows, loop.training, "fp32")
+    found = memory.choose(loop.model, loop.train_rows, loop.training, "fp32")
     assert found.choice.on and "a step needs about" in found.choice.why and "at hand" in found.choice.why
     off = loop.training.model_copy(update={"gradient_checkpointing": "off"})
-    plain_ = room.choose(loop.model, loop.train_rows, off, "fp32")
+    plain_ = memory.choose(loop.model, loop.train_rows, off, "fp32")
     assert not plain_.choice.on and found.kept < plain_.kept
 
 
 def test_auto_leaves_it_where_it_cannot_be_had(scarce: None) -> None:
-    found = room.choose(drawing(), make_small_rows(), TrainingSpec(batch_size=8), "fp32")
+    found = memory.choose(drawing(), make_small_rows(), TrainingSpec(batch_size=8), "fp32")
     assert not found.choice.on and "cannot be had: its blocks answer otherwise" in found.choice.why
 
 
 def test_auto_leaves_it_where_memory_is_plenty() -> None:
     loop = make_small(batch_size=8)
-    assert room.choose(loop.model, loop.train_rows, loop.training, "fp32").choice == Choice(False)
+    assert memory.choose(loop.model, loop.train_rows, loop.training, "fp32").choice == Choice(False)
 
 
 def test_the_longest_batch_is_what_counts() -> None:
@@ -150,27 +152,27 @@ def test_the_longest_batch_is_what_counts() -> None:
     sizes = []
     for size in (8, 16):
         loop = make_small(rows=rows, batch_size=size)
-        sizes.append(room.choose(loop.model, rows, loop.training, "fp32").kept)
+        sizes.append(memory.choose(loop.model, rows, loop.training, "fp32").kept)
     assert sizes[1] == 2 * sizes[0]
 
 
 def test_memory_at_hand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "meminfo"
     info.write_text("MemTotal: 100 kB\nMemAvailable:  50 kB\n")
-    assert room._free(info, tmp_path) == 50 * 1024
+    assert memory._free(info, tmp_path) == 50 * 1024
     (tmp_path / "memory.max").write_text("40000\n")
     (tmp_path / "memory.current").write_text("10000\n")
-    assert room._free(info, tmp_path) == 30000
+    assert memory._free(info, tmp_path) == 30000
     (tmp_path / "memory.max").write_text("max\n")
-    assert room._free(info, tmp_path) == 50 * 1024
-    assert room._free(tmp_path / "none", tmp_path / "none") is None
-    monkeypatch.setattr(room, "_free", lambda: 10**9)
-    monkeypatch.setattr(planning, "resident", lambda: 4 * 10**8)
+    assert memory._free(info, tmp_path) == 50 * 1024
+    assert memory._free(tmp_path / "none", tmp_path / "none") is None
+    monkeypatch.setattr(memory, "_free", lambda: 10**9)
+    monkeypatch.setattr(memory, "resident", lambda: 4 * 10**8)
     device = torch.device("cpu")
-    assert room.at_hand(device, None) == 10**9
-    assert room.at_hand(device, "500MB") == 10**8
-    assert room.at_hand(device, "100MB") == 0
-    assert room.at_hand(device, "100GB") == 10**9
+    assert memory.at_hand(device, None) == 10**9
+    assert memory.at_hand(device, "500MB") == 10**8
+    assert memory.at_hand(device, "100MB") == 0
+    assert memory.at_hand(device, "100GB") == 10**9
 
 
 def test_a_bad_limit_is_named() -> None:
@@ -180,7 +182,7 @@ def test_a_bad_limit_is_named() -> None:
 
 def test_the_plan_says_what_was_chosen() -> None:
     asked: Mapping[str, Any] = dict(
-        rows=100, epochs=3, rate=1e-3, trainable=10, total=50, precision=planning.Precision(), costs=None
+        rows=100, epochs=3, rate=1e-3, trainable=10, total=50, precision=Precision(), costs=None
     )
     stage = planning.describe_stage("all", {}, TrainingSpec(), ways=["gradient checkpointing (because)"], **asked)
     assert any("gradient checkpointing (because)" in line for line in planning._stage_lines(stage))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import median
 
 import numpy as np
 from torch import nn
 
-from headstart import costing
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
-from headstart.planning import Precision
 from headstart.spec import TrainingSpec
+from headstart.steps import costing
 
 TRIALS = 3
 """Rounds of timed steps, turn about, so that a busy moment meets all; the round in the middle counts."""
@@ -26,6 +26,14 @@ SHORTEST = 0.01
 """Seconds of a step below which there is nothing to gain, and too little to tell two timings apart."""
 
 HALVES = ("bf16", "bf16_weights")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """What forward passes run in, one of `casting.KINDS`, and why."""
+
+    name: str = "fp32"
+    why: str = ""
 
 
 def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision:

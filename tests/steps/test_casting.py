@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from headstart import backbones, casting
+from headstart import backbones
 from headstart.backbones._structure import unlabelled
 from headstart.model import Model
 from headstart.spec import BackboneSpec
+from headstart.steps import casting
+from headstart.steps.ways import Ways
 from headstart.values import Batch
-from headstart.ways import Ways
 from method_runs import make_loop, train
 from tiny import make_loop as make_small
 

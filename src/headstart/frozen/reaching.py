@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart.encoded import Encoded
-from headstart.kept import Store, Unfit
+from headstart.frozen.kept import Store, Unfit
 from headstart.model import below, quiet, with_states
 from headstart.values import Batch, Blank, Kept
 

@@ -1,0 +1,1 @@
+"""How a training step is computed, and what it costs on this machine: chosen by measurement, proven equal."""
