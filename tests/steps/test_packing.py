@@ -122,11 +122,39 @@ def test_what_is_looked_into_or_shifted_is_not_packed(change: str) -> None:
     assert set(seen) <= {(5, 9, 16)}
 
 
-def test_packing_and_gradient_checkpointing_together() -> None:
-    model, batch = make("bert").eval(), batch_of(rows_of())
-    _, expected = answers(model, batch)
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_packed_rows_drop_what_padded_ones_drop(kind: str) -> None:
+    model, batch = make(kind).train(), batch_of(rows_of())
+    torch.manual_seed(5)
+    outputs, gradients = answers(model, batch)
+    other = answers(model, batch)[0]
+    torch.manual_seed(5)
+    with packing.within(model):
+        found, packed = answers(model, batch)
+    torch.testing.assert_close(found, outputs, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(other, outputs)
+    for one, two in zip(gradients, packed, strict=True):
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+
+
+def test_auto_does_not_pack_what_would_drop_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, 9.0)
+    monkeypatch.setattr(_packing, "_dropping", lambda drop, forward, current: forward)
+    assert chosen("bert", LENGTHS) == Choice(False)
+    assert chosen("bert", LENGTHS, "on") == Choice(True, "as asked")
+
+
+@pytest.mark.parametrize("drawing", [False, True])
+def test_packing_and_gradient_checkpointing_together(drawing: bool) -> None:
+    """A block that runs again, when other rows have passed meanwhile, drops what it dropped."""
+    model, batch = make("bert").train(drawing), batch_of(rows_of())
+    torch.manual_seed(5)
+    expected = torch.autograd.grad(model(batch)[1].square().sum(), list(model.parameters()))
+    torch.manual_seed(5)
     with Ways(pack=True, recompute=True).step(model):
-        _, found = answers(model, batch)
+        outputs = model(batch)[1]
+        model(batch_of(rows_of((4, 2))))
+        found = torch.autograd.grad(outputs.square().sum(), list(model.parameters()))
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert model.backbone.network.config._attn_implementation == "sdpa"
@@ -200,13 +228,9 @@ def test_a_run_of_the_loop_ends_with_the_same_weights(tmp_path: Path) -> None:
 
     found = []
     for pack in (False, True):
+        torch.manual_seed(3)
         model = make("bert")
-        for module in model.modules():
-            if isinstance(module, nn.Dropout):
-                module.p = 0.0
-        model.backbone.network.config.attention_probs_dropout_prob = 0.0
-        for layer in model.backbone.network.encoder.layer:
-            layer.attention.self.dropout.p = 0.0
+        assert any(isinstance(module, nn.Dropout) and module.p > 0 for module in model.modules())
         rows = make_rows(24)
         rows.prepared.rows = [[token % 40 for token in row] for row in rows.prepared.rows]
         training = TrainingSpec(batch_size=8, learning_rate=1e-2)

@@ -1,7 +1,8 @@
 """Rows of tokens joined into one without padding, for networks of transformers whose attention can be exchanged.
 
 All that is done to a token alone (most of the arithmetic) is done to real tokens only; attention sees each row by
-itself, padded, so no row attends to another. Positions start again with each row.
+itself, padded, so no row attends to another. Positions start again with each row. Dropout draws for padded rows and
+takes what falls on real tokens, so the same seed drops the same.
 """
 
 from __future__ import annotations
@@ -15,10 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart.inside import plain
+from headstart.inside import Forward, plain, replaced
 
 NAME = "headstart_packed"
 """Under which transformers knows the attention of packed rows."""
+
+
+CURRENT = "_headstart_packed"
+"""Where a network that packs holds the layout of the rows that are in it."""
+
+
+@dataclass
+class Current:
+    """The layout of the rows that a network is computing, for its dropout."""
+
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -27,12 +39,13 @@ class Layout:
 
     mask: Tensor
     places: Tensor
+    current: Current
 
     @classmethod
-    def of(cls, mask: Tensor) -> Layout:
+    def of(cls, mask: Tensor, current: Current) -> Layout:
         """From an attention mask (N,T)."""
         real = mask.bool()
-        return cls(real, real.flatten().nonzero()[:, 0])
+        return cls(real, real.flatten().nonzero()[:, 0], current)
 
     def spread(self, flat: Tensor) -> Tensor:
         """(total, ...) -> (N,T, ...), zero where there is padding."""
@@ -58,12 +71,29 @@ def why_not(network: nn.Module) -> str | None:
 def within(network: Any) -> Iterator[None]:
     """Inside, `run` packs, and passes that are not packed run as ever."""
     _register()
-    before = network.config._attn_implementation
+    before, current = network.config._attn_implementation, Current()
     network.config._attn_implementation = NAME
+    network.__dict__[CURRENT] = current
+    drops = [module for module in network.modules() if type(module) is nn.Dropout]
     try:
-        yield
+        with replaced(drops, lambda drop, forward: _dropping(drop, forward, current)):
+            yield
     finally:
         network.config._attn_implementation = before
+        network.__dict__.pop(CURRENT, None)
+
+
+def _dropping(drop: Any, forward: Forward, current: Current) -> Forward:
+    """Dropout of packed tokens (1,total,V) by the numbers that padded rows would have drawn."""
+
+    def run(states: Tensor) -> Any:
+        layout = current.layout
+        if layout is None or not drop.training or states.shape[:2] != (1, len(layout.places)):
+            return forward(states)
+        kept = nn.functional.dropout(states.new_ones((*layout.mask.shape, *states.shape[2:])), drop.p)
+        return states * layout.gather(kept)[None]
+
+    return run
 
 
 def can(network: Any) -> bool:
@@ -73,11 +103,15 @@ def can(network: Any) -> bool:
 
 def run(network: Any, inputs: Mapping[str, Tensor], offset: int) -> Tensor:
     """The last hidden states (N,T,V) of rows of tokens, zeros where there is padding. offset: the first position."""
-    layout = Layout.of(inputs["attention_mask"])
+    current = network.__dict__[CURRENT]
+    layout = current.layout = Layout.of(inputs["attention_mask"], current)
     row = torch.arange(layout.mask.shape[1], device=layout.mask.device) + offset
     given = {name: layout.gather(value)[None] for name, value in inputs.items() if name != "attention_mask"}
     given["position_ids"] = layout.gather(row.expand(layout.mask.shape))[None]
-    states: Tensor = network(**given, packed=layout).last_hidden_state
+    try:
+        states: Tensor = network(**given, packed=layout).last_hidden_state
+    finally:
+        current.layout = None
     return layout.spread(states[0])
 
 
@@ -109,6 +143,7 @@ def _attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return usual
+    packed.current.layout = packed  # a checkpointed block runs a second time by itself, when others may have passed
     q, k, v = (packed.spread(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value))
     made = nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=packed.mask[:, None, None], dropout_p=dropout, scale=scaling

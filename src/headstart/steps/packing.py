@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from statistics import median
 from typing import Any
 
@@ -14,20 +15,21 @@ from torch import nn
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.model import quiet
+from headstart.running import set_modes
 from headstart.spec import TrainingSpec
 from headstart.steps import casting, costing
 from headstart.values import Batch, Choice
 
-PADDING = 0.25
-"""Share of padding from which packing is tried. It draws dropout's numbers in another order, so the same seed must find
-the same choice each time: from here on it wins by more than two timings of one thing differ.
-"""
+PADDING = 0.05
+"""Share of padding from which packing is tried: with less there is nothing to gain."""
 
 FASTER = 1.1
 """Packing must win by this factor."""
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "bf16_weights": 5e-2}
 """How far features and gradients of the rows that are tried may differ, as a share of the largest, by precision."""
+
+Modes = Callable[[nn.Module], AbstractContextManager[Any]]
 
 PAIRS = 3
 TRIED = 8
@@ -49,7 +51,7 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, precision: s
     asked = training.packing == "on"
     if not asked and padding < PADDING:
         return Choice(False)
-    if (reason := _why_not(model, rows, precision)) is not None:
+    if (reason := _why_not(model, rows, precision, drawing=not asked)) is not None:
         if asked:
             raise SpecError(f"training.packing = 'on' cannot be had with this backbone and these methods: {reason}")
         return Choice(False)
@@ -84,8 +86,11 @@ def within(model: nn.Module) -> AbstractContextManager[None]:
     return found
 
 
-def _why_not(model: nn.Module, rows: Encoded, precision: str) -> str | None:
-    """Tries a few rows of different lengths: features and gradients must be those of padded rows."""
+def _why_not(model: nn.Module, rows: Encoded, precision: str, *, drawing: bool) -> str | None:
+    """Tries a few rows of different lengths: features and gradients must be those of padded rows.
+
+    drawing: with dropout too. Timings differ from run to run, so what they choose may only differ by rounding.
+    """
     backbone: Any = model.backbone
     if isinstance(reason := backbone.packed(), str):
         return reason
@@ -93,22 +98,38 @@ def _why_not(model: nn.Module, rows: Encoded, precision: str) -> str | None:
     picked = order[np.unique(np.linspace(0, len(order) - 1, TRIED).round().astype(int))]
     device = next(model.parameters()).device
     batch = rows.batch(picked.tolist()).to(device)
-    try:
-        plain = _answers(model, batch, precision)
-        with within(model):
-            packed = _answers(model, batch, precision)
-    except Exception as error:  # foreign code that is given what it does not expect
-        return " ".join(str(error).split())[:200]
-    for one, other in zip(plain, packed, strict=True):
-        if float((one - other).abs().max()) > TOLERANCE[precision] * max(1e-6, float(one.abs().max())):
-            return "packed rows do not give what padded ones give"
+    for modes in (quiet, _drawing) if drawing else (quiet,):
+        try:
+            plain = _answers(model, batch, precision, modes)
+            with within(model):
+                packed = _answers(model, batch, precision, modes)
+        except Exception as error:  # foreign code that is given what it does not expect
+            return " ".join(str(error).split())[:200]
+        for one, other in zip(plain, packed, strict=True):
+            if float((one - other).abs().max()) > TOLERANCE[precision] * max(1e-6, float(one.abs().max())):
+                return "packed rows do not give what padded ones give"
     return None
 
 
-def _answers(model: nn.Module, batch: Batch, precision: str) -> list[torch.Tensor]:
-    """Features and the gradients of what learns, without dropout."""
+@contextmanager
+def _drawing(model: nn.Module) -> Iterator[None]:
+    """Inside, the model draws what it draws in training, from a seed of its own."""
+    devices = [p.device for p in list(model.parameters())[:1] if p.device.type == "cuda"]
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        set_modes(model, keep_stats=True)
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(0)
+            yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+def _answers(model: nn.Module, batch: Batch, precision: str, modes: Modes) -> list[torch.Tensor]:
+    """Features and the gradients of what learns."""
     learning = [p for p in model.parameters() if p.requires_grad]
-    with quiet(model), torch.enable_grad():
+    with modes(model), torch.enable_grad():
         with casting.running(model, precision):
             features, outputs = model(batch)
         found = torch.autograd.grad(outputs.float().square().mean(), learning, allow_unused=True)
