@@ -120,3 +120,12 @@ def test_the_time_of_solving_is_expected_to_grow_with_folds() -> None:
     x, y = problem()
     task = tasks.fit("classification", [str(value) for value in y])
     assert 0 < probe.expected(x.shape[1], torch.from_numpy(y), task, crossed=True) < 60
+
+
+def test_small_numbers_count_again_afterwards() -> None:
+    small = torch.tensor(1e-39)
+    assert float(small * 1) > 0
+    with pytest.raises(RuntimeError), probe._flushed():
+        assert float(small * 1) == 0
+        raise RuntimeError
+    assert float(small * 1) > 0
