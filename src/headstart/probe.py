@@ -245,7 +245,7 @@ def solve(
 def _flushed() -> Iterator[None]:
     """Inside, numbers too small for float32's full precision (below 1e-38) count as zero, in this thread.
 
-    Probabilities of classes that are out of the question are such numbers; a processor takes many times as long for them.
+    Probabilities of classes that are out of the question are such numbers, and processors are far slower on them.
     """
     before = float(torch.tensor(1e-39) * 1) == 0
     torch.set_flush_denormal(True)

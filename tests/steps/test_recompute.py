@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -233,3 +235,15 @@ def test_prunable_blocks_stand_for_real_ones() -> None:
     assert recompute.differs(model, batch) is None
     whole, less = recompute.kept_bytes(model, batch)
     assert less < whole
+
+
+def test_a_network_that_was_weighed_is_freed() -> None:
+    """Also where an operation keeps its own output, as most activations do."""
+    loop = make_small()
+    model, batch = loop.model, loop.train_rows.batch(range(8))
+    model.head = nn.Sequential(model.head, nn.Tanh())
+    recompute.kept_bytes(model, batch)
+    parameter = weakref.ref(next(model.parameters()))
+    del model, loop
+    gc.collect()
+    assert parameter() is None

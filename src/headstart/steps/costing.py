@@ -147,7 +147,7 @@ def once(
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()
 
     weighing = torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor) if weigh else nullcontext()
     with torch.set_grad_enabled(backward), casting.running(model, precision), weighing:

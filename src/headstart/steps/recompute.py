@@ -104,7 +104,7 @@ def _weigh(model: nn.Module, batch: Batch) -> tuple[int, int]:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # a graph that held its own outputs would never be freed
 
     def enter(module: nn.Module, args: Any) -> None:
         entered.append(sum(sizes.values()))
