@@ -19,7 +19,7 @@ from headstart import catalog, data, heads, planning, recipe
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, SpecError
-from headstart.evidence import Evidence, forget_peak_memory
+from headstart.evidence import Chosen, Evidence, forget_peak_memory
 from headstart.fitted import fresh_model, task_of
 from headstart.loop import Listener
 from headstart.model import Model
@@ -313,15 +313,6 @@ def _begin(run: Run, folder: Path, *, resume: bool) -> None:
     fresh = folder / f".{RUN}.{os.getpid()}"
     fresh.write_text(json.dumps({"identity": run.identity, "asked": run.spec.to_json()}, indent=2), encoding="utf-8")
     fresh.replace(path)
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """The stages' results, which of them is the result of the run, and a frozen probe's answers on the test rows."""
-
-    results: list[StageResult]
-    position: int
-    probe: np.ndarray | None = None
 
 
 def _run_stages(run: Run, folder: Path | None, *, resume: bool, deadline: float | None) -> Chosen:

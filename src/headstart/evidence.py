@@ -29,10 +29,18 @@ from headstart.spec import Spec
 from headstart.stages import StageResult, Stages
 
 if TYPE_CHECKING:
-    from headstart.adapt import Chosen
     from headstart.evaluation import Report
 
 LIBRARIES = ("headstart", "torch", "transformers", "timm", "peft", "numpy", "accelerate", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The stages' results, which of them is the result of the run, and a frozen probe's answers on the test rows."""
+
+    results: list[StageResult]
+    position: int
+    probe: np.ndarray | None = None
 
 
 @dataclass
