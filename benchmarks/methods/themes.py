@@ -1,6 +1,7 @@
 """What each method brings over plain fine-tuning, by theme: `headstart compare` on real sets, paired by row and seed.
 
     python benchmarks/methods/themes.py who stay regularise --seeds 5 --work FOLDER
+    python benchmarks/methods/themes.py who stay regularise --table
 
 Fits that the work folder holds already are not repeated. The comparisons go to `benchmarks/methods/themes/` as JSON.
 Plain fine-tuning (`finetune`) starts from the probe's head, as every arm here does.
@@ -61,6 +62,29 @@ def files(root: Path, name: str, work: Path) -> tuple[Path, Path]:
     return (train if train.exists() else root / name / "train"), cut
 
 
+def table(theme: str) -> str:
+    """Arms in rows, sets in columns: accuracy %, and the difference to `finetune` in points with p."""
+    columns, lines = [], {arm: "" for arm in ("finetune", *ARMS[theme])}
+    for name, per_class in SETS:
+        path = HERE / "themes" / f"{theme}-{name}-{per_class}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text(encoding="utf-8"))
+        own = {each["arm"]: each for each in found["summary"]}
+        against = {each["against"]: each for each in found["transfer"]}
+        columns.append(f"{name}, {per_class} a class, {own['finetune']['seeds']} seeds | to `finetune` | CPU s")
+        for arm in lines:
+            cells = " | | |"
+            if arm in own:
+                cells = f" {100 * own[arm]['mean']:.1f} ± {100 * own[arm]['sd']:.1f} |"
+                # The record says by how much `finetune` is better.
+                cells += f" {-100 * against[arm]['value']:+.1f}, {against[arm]['p']:.2g} |" if arm in against else " |"
+                cells += f" {own[arm]['cpu_seconds']:.0f} |"
+            lines[arm] += cells
+    head = f"| {theme} | {' | '.join(columns)} |\n{'| --- ' * (1 + 3 * len(columns))}|\n"
+    return head + "\n".join(f"| `{arm}` |{cells}" for arm, cells in lines.items())
+
+
 def main() -> None:
     """Run the themes that are named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -69,8 +93,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sets", nargs="+", choices=sorted({name for name, _ in SETS}), help="all where left out")
     parser.add_argument("--sizes", nargs="+", type=int, help="rows a class; all of the sets where left out")
-    parser.add_argument("--work", type=Path, required=True, help="keeps finished fits")
+    parser.add_argument("--work", type=Path, help="keeps finished fits")
+    parser.add_argument("--table", action="store_true", help="print what was found and stop")
     options = parser.parse_args()
+    if options.table:
+        print("\n\n".join(table(theme) for theme in options.themes))
+        return
+    if options.work is None:
+        parser.error("--work is needed: a folder that keeps finished fits")
     torch.set_num_threads(1)
     for theme in options.themes:
         for (name, per_class), changes in SETS.items():
