@@ -156,6 +156,14 @@ def test_nothing_outside_of_the_registry_is_removed(six: Path, good: Path) -> No
     assert (good / "bundle.json").is_file() and len(numbers(six)) == 6
 
 
+def test_a_name_does_not_lead_to_other_folders(six: Path) -> None:
+    (six / "orphan").mkdir()
+    (six / ".pending-orphan").touch()
+    with pytest.raises(RegistryError, match=r"'\.\.' cannot be the name of a model"):
+        hs.remove("..", keep=1, registry=six)
+    assert (six / "orphan").exists()
+
+
 def test_files_that_cannot_be_removed_are_said_and_removed_later(six: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from headstart.registry import copies
 

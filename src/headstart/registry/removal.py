@@ -11,7 +11,7 @@ from typing import Any
 from headstart.errors import RegistryError
 from headstart.registry import history
 from headstart.registry.place import Registry
-from headstart.registry.records import CHALLENGER, CHAMPION, Version
+from headstart.registry.records import CHALLENGER, CHAMPION, Version, check_name
 
 _FREED = {
     CHAMPION: "promote another one first",
@@ -63,6 +63,7 @@ def remove(
     """
     if (keep is None) == (not versions):
         raise RegistryError("expected either numbers of versions to remove, such as 3, or --keep and how many to keep")
+    check_name(name)  # it also names a folder
     if keep is not None and keep < 0:
         raise RegistryError(f"expected --keep of 0 or more, received {keep}")
     place = Registry(registry)
