@@ -13,7 +13,8 @@ from headstart.registry import copies
 from headstart.registry.place import Registry
 
 STEPS = ((copies, "_copy_file"), (copies, "_flush"), (Registry, "_list"), (Registry, "keep_stack"), (Registry, "point"),
-         (Registry, "note"), (Path, "rename"), (Path, "unlink"))  # fmt: skip
+         (Registry, "note"), (Registry, "_drop"), (Path, "rename"), (Path, "touch"), (os, "unlink"),
+         (os, "rmdir"))  # fmt: skip
 """The functions that change something."""
 
 
@@ -30,6 +31,11 @@ def promote(registry: Path) -> None:
 def rollback(registry: Path) -> None:
     """Roll back."""
     hs.rollback("tickets", registry=registry)
+
+
+def remove(registry: Path, keep: int) -> None:
+    """Remove all versions that nobody needs but the newest."""
+    hs.remove("tickets", keep=keep, registry=registry)
 
 
 def until(step: int, work: Callable[..., None], *args: Any) -> None:

@@ -24,7 +24,7 @@ from headstart.spec import MethodSpec, Spec
 
 REPO = Path(__file__).resolve().parent.parent
 PAGES = sorted([REPO / "README.md", REPO / "CONTRIBUTING.md", *(REPO / "docs").glob("*.md")])
-REGISTRY = ("register", "models", "promote", "rollback")
+REGISTRY = ("register", "models", "promote", "rollback", "remove")
 """Verbs that share a page."""
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]

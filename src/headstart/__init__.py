@@ -30,6 +30,7 @@ _HOMES = {
     "models": "headstart.registry.verbs",
     "promote": "headstart.registry.verbs",
     "rollback": "headstart.registry.verbs",
+    "remove": "headstart.registry.removal",
     "Bundle": "headstart.bundle",
     "Report": "headstart.evaluation",
     "Spec": "headstart.spec",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from headstart.explanation.attribution import explain
     from headstart.light import lighten
     from headstart.protocols import Method
+    from headstart.registry.removal import remove
     from headstart.registry.verbs import models, promote, register, rollback
     from headstart.spec import Spec
     from headstart.verbs import evaluate, plan, predict

@@ -325,7 +325,7 @@ def tasks(as_json: Json = False) -> None:
     _listing([entry.to_json() for entry in entries("tasks").values()], as_json)
 
 
-for verb in (registry.register, registry.models, registry.promote, registry.rollback):
+for verb in (registry.register, registry.models, registry.promote, registry.rollback, registry.remove):
     app.command()(verb)
 app.command()(command.serve)
 app.command()(command.key)

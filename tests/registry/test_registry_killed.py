@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -133,6 +134,56 @@ def test_a_promotion_and_a_rollback_killed_before_each_of_their_writes_can_be_do
     cut_off(workers.promote, 2, 3)
     cut_off(workers.rollback, 3, 2)
     assert hs.rollback("tickets", registry=registry).version == 1
+
+
+@pytest.mark.slow
+def test_a_removal_killed_before_each_of_its_writes_leaves_whole_versions_and_is_finished_later(
+    start: Callable[..., BaseProcess], good: Path, registry: Path
+) -> None:
+    hs.register(good, "tickets", alias="champion", registry=registry)
+    for _ in range(4):
+        hs.register(good, "tickets", registry=registry)
+    cut = []
+    for step in range(1, 200):
+        copy = registry.with_name(f"copy-{step}")
+        shutil.copytree(registry, copy)
+        process = start(workers.until, step, workers.remove, copy, 2)
+        process.join()
+        now = Checked(copy).versions()
+        assert now in ([1, 2, 3, 4, 5], [1, 3, 4, 5], [1, 4, 5]), "the oldest first, each of them whole or gone"
+        cut.append((now, len(folders(copy))))
+        hs.remove("tickets", [5], registry=copy)
+        assert folders(copy) == {Path(version.place).name for version in hs.models(registry=copy)}
+        shutil.rmtree(copy)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == KILLED
+    assert process.exitcode == 0 and now == [1, 4, 5]
+    assert {len(now) for now, _ in cut} == {5, 4, 3}
+    assert {count for now, count in cut if now == [1, 4, 5]} > {3, 4, 5}, "cut off amid the files too"
+
+
+@pytest.mark.slow
+def test_a_removal_beside_those_who_register_and_promote_takes_nothing_that_is_needed(
+    start: Callable[..., BaseProcess], good: Path, again: Path, registry: Path
+) -> None:
+    hs.register(good, "tickets", alias="champion", registry=registry)
+    hs.register(again, "tickets", alias="challenger", registry=registry)
+    there = Registry(registry)
+    for _ in range(3):
+        others = [
+            start(workers.promote, registry), start(workers.remove, registry, 0),
+            start(workers.register, good, registry, "challenger"), start(workers.remove, registry, 0),
+        ]  # fmt: skip
+        for process in others:
+            process.join()
+        assert [process.exitcode for process in others[1:]] == [0] * 3
+        listed = Checked(registry).versions()
+        assert there.champions()["tickets"] in listed and there.holder("tickets", "challenger") in (*listed, None)
+        if there.holder("tickets", "challenger") is None:
+            hs.register(again, "tickets", alias="challenger", registry=registry)
+    hs.remove("tickets", keep=0, registry=registry)
+    assert folders(registry) == {Path(version.place).name for version in hs.models(registry=registry)}
 
 
 def test_a_registry_whose_making_was_cut_off_is_made_again(good: Path, tmp_path: Path) -> None:

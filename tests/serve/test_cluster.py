@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -94,3 +95,38 @@ def test_replicas_answer_as_one_server_and_leave_quietly(
     assert started.returncode == 0, err[-2000:]
     assert [answer.status_code for answer in answers] == [200] * 3, [answer.text[:200] for answer in answers]
     assert all(len(answer.json()["predictions"]) == 150 for answer in answers)
+
+
+@pytest.mark.slow
+def test_replicas_follow_a_registry_over_https(
+    text_bundle: Path, other_bundle: Path, registry: Path, certificate: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if not ray_serve():
+        pytest.skip("needs Ray Serve: pip install 'headstart[ray]'")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    called = {}
+    for bundle, alias in ((text_bundle, "champion"), (other_bundle, "challenger")):
+        made = hs.register(bundle, "tickets", alias=alias, registry=registry)
+        called[made.version] = made.bundle[:12]
+    cert, key = certificate
+    options = ("--poll", "0.2", "--engine", "ray", "--tls-cert", str(cert), "--tls-key", str(key))
+    with process("--registry", str(registry), *options) as (started, url):
+        assert url.startswith("https://")
+        with httpx.Client(base_url=url, timeout=60, verify=ssl.create_default_context(cafile=str(cert))) as client:
+
+            def served() -> str:
+                response = client.post("/predict/tickets", json=["where is my parcel"])
+                assert response.status_code == 200, response.text
+                return str(response.json()["version"])
+
+            assert served() == called[1]
+            hs.promote("tickets", registry=registry, force="for the test")
+            end = time.monotonic() + 60
+            while served() != called[2]:
+                assert time.monotonic() < end, "the replica does not follow"
+                time.sleep(0.1)
+            assert hs.remove("tickets", keep=0, registry=registry).kept[1] == "rollback goes back to it"
+        started.send_signal(signal.SIGTERM)
+        started.communicate(timeout=120)
+    assert started.returncode == 0

@@ -11,6 +11,8 @@ from typing import Any
 import httpx
 import pytest
 
+import headstart as hs
+from headstart.registry.place import Registry
 from serving import process
 from tenancy import TEXTS
 
@@ -50,6 +52,47 @@ def test_a_killed_server_gives_no_wrong_answer_and_starts_again(tenants: dict[st
     with process(*folders) as (server, url):
         again = [(name, httpx.post(f"{url}/predict/{name}", json=TEXTS, timeout=60)) for name in names]
         same([(name, response.status_code, response.json()["predictions"]) for name, response in again], expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["before it has looked", "while it loads", "when both took over"])
+def test_a_server_killed_while_champions_change_starts_again_with_those_that_are(
+    registry: Path, text_bundle: Path, other_bundle: Path, moment: str
+) -> None:
+    names = ("moods", "tickets")
+    for name in names:
+        hs.register(text_bundle, name, alias="champion", registry=registry)
+        hs.register(other_bundle, name, registry=registry)
+    poll = "60" if moment == "before it has looked" else "0.1"
+    right = {
+        folder: dict(zip(TEXTS, hs.load(folder).predict(TEXTS), strict=True)) for folder in (text_bundle, other_bundle)
+    }
+    with process("--registry", str(registry), "--poll", poll) as (server, url):
+        hs.promote("tickets", 2, registry=registry, force="for the test")
+        hs.promote("moods", 2, registry=registry, force="for the test")
+        if moment == "when both took over":
+            waiting = set(names)
+            while waiting:
+                now = httpx.post(f"{url}/predict/{min(waiting)}", json=TEXTS[:1], timeout=60)
+                assert now.status_code == 200
+                if now.json()["version"] == hs.load(other_bundle).record["lineage"]["id"][:12]:
+                    waiting.remove(min(waiting))
+            hs.rollback("moods", registry=registry)
+        server.kill()
+        server.wait(60)
+    there = Registry(registry)
+    champions = {"moods": 1 if moment == "when both took over" else 2, "tickets": 2}
+    assert there.champions() == champions
+    for version in there.versions():
+        assert hs.load(there.fetch(version), report=False)
+    with process("--registry", str(registry)) as (server, url):
+        states = {each["name"]: each["state"] for each in httpx.post(f"{url}/v2/repository/index").json()}
+        assert states == dict.fromkeys(names, "READY")
+        for name, version in champions.items():
+            found = httpx.post(f"{url}/predict/{name}", json=TEXTS, timeout=60).json()
+            assert found["version"] == there.version(name, version).bundle[:12]
+            expected = right[(text_bundle, other_bundle)[version - 1]]
+            assert [row["prediction"] for row in found["predictions"]] == [expected[text] for text in TEXTS]
 
 
 def same(found: list[tuple[str, int, Any]], expected: dict[str, Any]) -> None:

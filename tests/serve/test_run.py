@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import subprocess
 import threading
 import time
 from pathlib import Path
@@ -113,20 +112,6 @@ def test_a_server_answers_what_it_has_before_it_leaves(text_bundle: Path) -> Non
     events = [json.loads(line)["event"] for line in err.splitlines()]
     assert events[0] == "listening" and events[-1] == "stopped"
     assert events.index("stopping") < len(events) - 2, "the answers came after the signal"
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[Path, Path]:
-    """A certificate for this machine that signs itself."""
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-               "-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
-               "-keyout", str(key), "-out", str(cert)]  # fmt: skip
-    try:
-        subprocess.run(command, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("openssl cannot make a certificate here")
-    return cert, key
 
 
 @pytest.mark.slow

@@ -117,3 +117,16 @@ def test_convolutions_with_their_channels_last_are_shared_too() -> None:
     assert torch.equal(made[1](picture), expected)
     assert pool.share(plain) == 0  # the same numbers in another order in memory
     assert torch.equal(plain.weight, made[0].weight)
+
+
+def test_depthwise_convolutions_are_shared_whichever_way_they_lie() -> None:
+    """Their axis of size 1 may have any stride; without this no EfficientNet could be served."""
+    pool, made = Pool(), [nn.Conv2d(128, 128, 3, groups=128) for _ in range(3)]
+    made[2].to(memory_format=torch.channels_last)
+    for other in made[1:]:
+        other.load_state_dict(made[0].state_dict())
+    picture = torch.rand(1, 128, 8, 8)
+    expected = [module(picture) for module in made]
+    shared = [pool.share(module) for module in made]
+    assert shared == [0, made[1].weight.nbytes, 0]
+    assert all(torch.equal(module(picture), before) for module, before in zip(made, expected, strict=True))

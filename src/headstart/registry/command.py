@@ -1,4 +1,4 @@
-"""The verbs `register`, `models`, `promote` and `rollback` of the command line."""
+"""The verbs `register`, `models`, `promote`, `rollback` and `remove` of the command line."""
 
 from __future__ import annotations
 
@@ -104,6 +104,31 @@ def rollback(name: Name, registry: Place = HERE, as_json: Json = False) -> None:
 
     done = verbs.rollback(name, registry=registry)
     Terminal().say(f"done: version {done.version} of '{name}' is the champion again, in place of version {done.before}")
+    if as_json:
+        _print_json(done.to_json())
+
+
+def remove(
+    name: Name,
+    versions: Annotated[list[str] | None, typer.Argument(help="numbers of versions that are to go")] = None,
+    keep: Annotated[
+        int | None, typer.Option(min=0, help="instead of numbers: all go but so many of the newest and what is needed")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would go and how large it is, and stop")] = False,
+    registry: Place = HERE,
+    as_json: Json = False,
+) -> None:
+    """Remove old versions and their files, never one with an alias or one that is being served."""
+    from headstart.registry import removal
+    from headstart.terminal import Terminal
+
+    terminal = Terminal()
+    done = removal.remove(
+        name, versions or (), keep=keep, dry_run=dry_run, registry=registry, say=terminal.say
+    )  # fmt: skip
+    many = "1 version" if len(done.removed) == 1 else f"{len(done.removed)} versions"
+    what = "would go" if dry_run else "removed"
+    terminal.say(f"done: {many} of '{name}' {what}, {done.bytes / 1e6:.1f} MB; {done.left} left")
     if as_json:
         _print_json(done.to_json())
 

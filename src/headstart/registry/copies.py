@@ -78,21 +78,36 @@ def _flush(folder: Path) -> None:
 @contextmanager
 def pending(target: Path) -> Iterator[None]:
     """Inside, `target` is marked as not yet registered: `sweep` removes it should the process not come to the end."""
-    marker = target.parent / f"{_PENDING}{target.name}"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    _flush(target.parent)
+    mark(target)
     try:
         yield
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
-        marker.unlink()
+        _marker(target).unlink()
         raise
-    marker.unlink()
+    _marker(target).unlink()
+
+
+def _marker(target: Path) -> Path:
+    return target.parent / f"{_PENDING}{target.name}"
+
+
+def mark(target: Path) -> None:
+    """From now on `sweep` removes `target` if it is not registered."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _marker(target).touch()
+    _flush(target.parent)
+
+
+def discard(target: Path) -> None:
+    """Remove what was marked and is registered no more. Raises OSError, and then leaves the mark for `sweep`."""
+    if target.exists():
+        shutil.rmtree(target)
+    _marker(target).unlink()
 
 
 def sweep(folder: Path, known: Collection[str]) -> None:
-    """Remove what processes that were killed left in `folder`: half a copy, or a copy that was not registered.
+    """Remove what processes that were killed left in `folder`: half a copy, or a copy that is not registered.
 
     Only while no other process copies into it (`locked`). known: names of the folders that were registered.
     """
@@ -101,6 +116,8 @@ def sweep(folder: Path, known: Collection[str]) -> None:
         shutil.rmtree(folder / f"{_PART}{name}", ignore_errors=True)
         if name not in known:
             shutil.rmtree(folder / name, ignore_errors=True)
+            if (folder / name).exists():  # the mark stays for one who may remove it
+                continue
         marker.unlink()
 
 
@@ -113,3 +130,39 @@ def locked(path: Path) -> Iterator[None]:
     with path.open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+@contextmanager
+def used(folder: Path) -> Iterator[None]:
+    """Inside, nobody gets the bundle in `folder` from `unused`. Raises BundleError where it was removed before."""
+    import fcntl
+
+    record = folder / "bundle.json"
+    try:
+        file = record.open("rb")
+    except FileNotFoundError:
+        raise BundleError(f"there is no bundle in '{folder}' any more") from None
+    with file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        if not record.exists():  # removed while this waited
+            raise BundleError(f"there is no bundle in '{folder}' any more")
+        yield
+
+
+@contextmanager
+def unused(folder: Path) -> Iterator[bool]:
+    """Whether nobody is inside `used` with this bundle; as long as that is so, nobody comes in before the end."""
+    import fcntl
+
+    try:
+        file = (folder / "bundle.json").open("rb")
+    except FileNotFoundError:
+        yield True
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True

@@ -130,22 +130,70 @@ class Registry:
 
     # Changes
 
-    def add(self, name: str, bundle: bundles.Bundle, folder: Path, tags: Mapping[str, str]) -> Version:
+    def add(
+        self,
+        name: str,
+        bundle: bundles.Bundle,
+        folder: Path,
+        tags: Mapping[str, str],
+        then: Callable[[Version], None] = lambda version: None,
+    ) -> Version:
         """Copy a bundle in, prove the copy, list it as the next version: all of it or nothing, killed at any moment.
 
-        folder: where the bundle lies. Raises BundleError, ProofError or RegistryError; then nothing is listed.
+        folder: where the bundle lies. then: told the version before anybody may remove it.
+        Raises BundleError, ProofError or RegistryError; then nothing is listed.
         """
-        key = uuid.uuid4().hex
-        if self.folder is None:
-            return self._upload(name, bundle, folder, tags)
-        place = f"models/{name}/{key}"
-        home = self.folder / "models" / name
-        with copies.locked(self.folder / ".register.lock"):
-            copies.sweep(home, {Path(version.place).name for version in self.versions() if version.name == name})
-            with copies.pending(home / key):
-                copies.copy(folder, home / key)
-                told = records.describe(bundle, home / key, place, copies.size(home / key))
-                return self._list(name, place, {**tags, **told}, None)
+        with self.turn():
+            if self.folder is None:
+                version = self._upload(name, bundle, folder, tags)
+            else:
+                place = f"models/{name}/{uuid.uuid4().hex}"
+                target = self.folder / place
+                self.sweep(name)
+                with copies.pending(target):
+                    copies.copy(folder, target)
+                    told = records.describe(bundle, target, place, copies.size(target))
+                    version = self._list(name, place, {**tags, **told}, None)
+            then(version)
+        return version
+
+    def turn(self) -> AbstractContextManager[None]:
+        """Inside, no other process lists or removes versions, in a folder. To be taken before `lock`."""
+        return nullcontext() if self.folder is None else copies.locked(self.folder / ".register.lock")
+
+    def sweep(self, name: str) -> None:
+        """Remove what processes that were killed left of a model's folders; within `turn`."""
+        if self.folder is not None:
+            known = {Path(version.place).name for version in self.versions() if version.name == name}
+            copies.sweep(self.folder / "models" / name, known)
+
+    def unlist(self, version: Version) -> None:
+        """List a version no more; within `turn`, and `lock`. Then `discard`: killed between, a later turn does it."""
+        if self.folder is not None:
+            copies.mark(self._home(version))
+        self._drop(version)
+
+    def _drop(self, version: Version) -> None:
+        with self._told("cannot be written"):
+            self.client.delete_model_version(version.name, str(version.version))
+
+    def discard(self, version: Version) -> None:
+        """Remove the files of a version that is not listed any more; within `turn`.
+
+        A server marks their run as deleted, for its own cleaning.
+        """
+        with self._told("cannot be written"):
+            if self.folder is None:
+                self.client.delete_run(version.place)
+            else:
+                copies.discard(self._home(version))
+
+    def unused(self, version: Version) -> AbstractContextManager[bool]:
+        """Whether no process reads a version's bundle (`using`) or serves it; nobody begins to until the end.
+
+        Of a server that is not known, and everything is taken as unused.
+        """
+        return nullcontext(True) if self.folder is None else copies.unused(self._home(version))
 
     def _upload(self, name: str, bundle: bundles.Bundle, folder: Path, tags: Mapping[str, str]) -> Version:
         with tempfile.TemporaryDirectory() as made, self._told("cannot be written"):
@@ -203,18 +251,27 @@ class Registry:
 
         Raises BundleError when it is not the bundle that was registered.
         """
-        if self.folder is None:
-            path = self._fetched(version)
-        else:
-            if not re.fullmatch(r"models/[A-Za-z0-9][A-Za-z0-9._-]*/[0-9a-f]{32}", version.place):
-                raise BundleError(f"version {version.version} of '{version.name}' has no place in '{self.shown}'")
-            path = self.folder / version.place
+        path = self._fetched(version) if self.folder is None else self._home(version)
         if not (path / "bundle.json").is_file() or records.digest(path) != version.sha256:
             raise BundleError(
                 f"version {version.version} of '{version.name}' in '{self.shown}' is not the bundle that was "
                 f"registered: its bundle.json is missing or altered; register it again"
             )
         return path
+
+    @contextmanager
+    def using(self, version: Version) -> Iterator[Path]:
+        """The folder of a version's bundle, which nobody removes (`unused`) inside. Raises BundleError as `fetch`."""
+        path = self.fetch(version)
+        with copies.used(path):
+            yield path
+
+    def _home(self, version: Version) -> Path:
+        """Where a bundle lies in the registry's own folder; never outside of it. Raises BundleError."""
+        if not re.fullmatch(r"models/[A-Za-z0-9][A-Za-z0-9._-]*/[0-9a-f]{32}", version.place):
+            raise BundleError(f"version {version.version} of '{version.name}' has no place in '{self.shown}'")
+        assert self.folder is not None
+        return self.folder / version.place
 
     def _fetched(self, version: Version) -> Path:
         """The copy of a server's bundle on this machine, under the digest of its content."""

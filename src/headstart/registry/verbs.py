@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,16 +68,20 @@ def register(
         place = Registry(registry, create=True)
         if alias == CHAMPION:
             _without_champion(place, name)
-        version = place.add(name, loaded, folder, own)
+        version = place.add(name, loaded, folder, own, lambda made: _named(place, made, alias))
+    return version if alias is None else place.version(name, version.version)
+
+
+def _named(place: Registry, version: Version, alias: str | None) -> None:
+    """Give a new version its alias."""
     if alias is None:
-        return version
+        return
     with place.lock():
         if alias == CHAMPION:
-            _without_champion(place, name)
+            _without_champion(place, version.name)
             _crown(place, version, None)
         else:
-            place.point(name, alias, version.version)
-    return place.version(name, version.version)
+            place.point(version.name, alias, version.version)
 
 
 @contextmanager
@@ -138,15 +142,33 @@ def promote(
     chosen, serving = place.version(name, version), place.holder(name, CHAMPION)
     if serving == chosen.version:
         raise RegistryError(f"version {serving} of '{name}' is the champion already")
-    challenger = bundles.load(place.fetch(chosen))
-    judgement = None
-    try:
-        champion = None if serving is None else bundles.load(place.fetch(place.version(name, serving)))
-        judgement = gates.judge(champion, challenger, test=test, gate=allowed, slices=slices, latency_ms=latency_ms)
-    except HeadstartError as error:
-        if force is None:
-            raise
-        say(f"not measured: {error}")
+    with ExitStack() as using:  # so that nobody removes a version while it is measured
+
+        def opened(version: Version) -> Bundle:
+            return bundles.load(using.enter_context(place.using(version)))
+
+        challenger = opened(chosen)
+        judgement = None
+        try:
+            champion = None if serving is None else opened(place.version(name, serving))
+            judgement = gates.judge(champion, challenger, test=test, gate=allowed, slices=slices, latency_ms=latency_ms)
+        except HeadstartError as error:
+            if force is None:
+                raise
+            say(f"not measured: {error}")
+        return _decide(place, chosen, serving, judgement, force, say)
+
+
+def _decide(
+    place: Registry,
+    chosen: Version,
+    serving: int | None,
+    judgement: gates.Judgement | None,
+    force: str | None,
+    say: Callable[[str], None],
+) -> Change:
+    """Say what was measured and make the version champion, or raise GateError."""
+    name = chosen.name
     for line in gates.lines(judgement) if judgement is not None else ():
         say(line)
     figures = None if judgement is None else judgement.to_json()

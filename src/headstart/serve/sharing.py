@@ -65,8 +65,8 @@ def _in_order(tensor: Tensor) -> Tensor:
 
 
 def _key(tensor: Tensor) -> _Key:
-    raw = _in_order(tensor.detach().cpu())
-    raw = raw.view(torch.uint8) if raw.ndim else raw.reshape(1).view(torch.uint8)
+    # Flat, since an axis of size 1, as in depthwise convolutions, may have a stride that cannot be viewed as bytes.
+    raw = _in_order(tensor.detach().cpu()).flatten().view(torch.uint8)
     digest = hashlib.sha256(raw.numpy().data).digest()
     return digest, tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, tensor.device
 
