@@ -41,7 +41,7 @@ SOURCES: dict[str, tuple[str, Callable[[Line], tuple[str, str]], Callable[[Line]
     "augment": ("plain", lambda x: (x["set"], f"{x['per_class']} rows a class"), _accuracy),
     "adversarial": ("plain", lambda x: (x["set"], "50 rows a class"), _robust),
     "distil": ("plain", lambda x: (x["set"], "a student of half the blocks"), _accuracy),
-    "few": ("plain", lambda x: (x["set"], f"{x['per_class']} rows a class"), _accuracy),
+    "few": ("finetune", lambda x: (x["set"], f"{x['per_class']} rows a class"), _accuracy),
     "multitask": (
         "single",
         lambda x: (f"three sets, {x['regime']}", "per task"),
