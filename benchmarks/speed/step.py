@@ -73,7 +73,6 @@ def ours(root: Path, start: Path) -> Callable[[], Any]:
     encoded = Encoded.of(modality, backbone, inputs, task, labels)
     model = Model(backbone, torch.nn.Linear(backbone.width, task.outputs))
     ways = Settled.of(copy.deepcopy(model).requires_grad_(True), encoded, training, Precision("fp32")).ways
-    print(ways, file=sys.stderr)
     loop = Loop(
         model, Hooks({}, task, modality, seed=0), encoded, None, training, epochs=1, learning_rate=RATE,
         device=torch.device("cpu"), ways=ways,
