@@ -87,8 +87,9 @@ def test_a_promotion_takes_over_without_a_dropped_request(two: Path) -> None:
 def test_it_looks_by_itself(two: Path) -> None:
     async def test(client: Client, followed: Following) -> None:
         Registry(two).point("tickets", "champion", 2)
-        while followed.live != {"tickets": 2}:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(60):
+            while followed.live != {"tickets": 2}:
+                await asyncio.sleep(0.01)
 
     follow(two, test, poll=0.02)
 

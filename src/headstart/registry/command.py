@@ -123,9 +123,7 @@ def remove(
     from headstart.terminal import Terminal
 
     terminal = Terminal()
-    done = removal.remove(
-        name, versions or (), keep=keep, dry_run=dry_run, registry=registry, say=terminal.say
-    )  # fmt: skip
+    done = removal.remove(name, versions or (), keep=keep, dry_run=dry_run, registry=registry, say=terminal.say)
     many = "1 version" if len(done.removed) == 1 else f"{len(done.removed)} versions"
     what = "would go" if dry_run else "removed"
     terminal.say(f"done: {many} of '{name}' {what}, {done.bytes / 1e6:.1f} MB; {done.left} left")

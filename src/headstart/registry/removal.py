@@ -117,7 +117,8 @@ def _choose(
 
 def _needed(version: Version, back: int | None) -> tuple[str, str]:
     """Why a version has to stay and what frees it; empty texts where it may go."""
-    for alias in version.aliases:
+    if version.aliases:
+        alias = version.aliases[0]
         why = f"it is the {alias}" if alias in _FREED else f"it has the alias '{alias}'"
         return why, _FREED.get(alias, "take the alias away first")
     return ("rollback goes back to it", "") if version.version == back else ("", "")
