@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -55,6 +56,9 @@ OPTIONS: Mapping[str, dict[str, Any]] = {
     "distil": {"teacher": "tiny", "hidden": 1.0, "relations": 1.0},
 }
 """Options with which a method shows its work in a run of a few steps; the others have working defaults."""
+
+DEVICE = torch.device(os.environ.get("HEADSTART_TEST_DEVICE", "cpu"))
+"""Where runs learn: `HEADSTART_TEST_DEVICE=cuda` puts them on a GPU."""
 
 ROWS = 24
 MODALITIES = {"text": TextModality, "image": ImageModality, "audio": AudioModality}
@@ -239,7 +243,7 @@ def make_loop(
         unlabelled=make_unlabelled(kind, methods),
     )
     return Loop(
-        model, hooks, rows, held, training, epochs, 5e-3, torch.device("cpu"),
+        model, hooks, rows, held, training, epochs, 5e-3, DEVICE,
         checkpoint=checkpoint, identity="contract",
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from headstart.protocols import Backbone, Method, Prepared, Task
 from headstart.spec import TrainingSpec
 from headstart.tasks.classification import Classification
 from headstart.values import Batch, Features
+
+DEVICE = torch.device(os.environ.get("HEADSTART_TEST_DEVICE", "cpu"))
+"""Where runs of these loops learn."""
 
 VOCABULARY, WIDTH, CLASSES = 50, 16, 3
 
@@ -140,5 +144,5 @@ def make_loop(
     hooks = Hooks(methods or {}, make_task(), TextModality(), seed=settings.seed)
     return Loop(
         model, hooks, rows or make_rows(), validation, settings, epochs, settings.learning_rate or 1e-2,
-        torch.device("cpu"), checkpoint=checkpoint, identity="test",
+        DEVICE, checkpoint=checkpoint, identity="test",
     )  # fmt: skip

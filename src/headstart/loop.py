@@ -35,6 +35,7 @@ from headstart.running import Trained as Trained
 from headstart.running import copied, interrupts, set_modes, swapped
 from headstart.spec import TrainingSpec
 from headstart.state import load_state, random_state, save_state, set_random_state
+from headstart.steps.graphing import Graphed
 from headstart.steps.ways import Ways
 from headstart.values import Batch, Group, Progress, View
 
@@ -294,6 +295,8 @@ class Loop:
         self.result.seconds = self._elapsed()
         if self.ways.compiled is not None and (why := self.ways.compiled.failed):
             self.result.notes.append(f"the compiler was given up, and steps were computed without it: {why}")
+        if self.ways.graphed is not None and (why := self.ways.graphed.failed):
+            self.result.notes.append(f"CUDA graphs were given up, and steps were computed without them: {why}")
         for parameter in self.result.model.parameters():
             parameter.grad = None
         return self.result
@@ -336,6 +339,7 @@ class Loop:
             "precision": self.ways.precision,
             "pack": self.ways.pack,
             "compiled": self.ways.compiled is not None,
+            "graphs": self.ways.graphed is not None,
             "bad": self.bad,
             "losses": self.losses,
             "seconds": self._elapsed(),
@@ -361,7 +365,10 @@ class Loop:
         self.steps_done, self.bad, self.before = record["steps_done"], record["bad"], record["seconds"]
         # A run ends in the ways that it was begun in, whatever would measure faster now.
         compiled = "on" if record["compiled"] else "off"
-        self.ways = replace(self.ways, precision=record["precision"], pack=record["pack"], compile=compiled)
+        self.ways = replace(
+            self.ways, precision=record["precision"], pack=record["pack"], compile=compiled,
+            graphed=Graphed() if record["graphs"] else None,
+        )  # fmt: skip
         self.prefix.precision = self.ways.precision
         self.model.load_state_dict(record["model"])
         self.losses = list(record["losses"])
@@ -375,5 +382,8 @@ class Loop:
         if self.optimiser.torch is not None:
             named = dict(self.model.named_parameters())
             for name, values in record["optimiser"].items():
-                self.optimiser.torch.state[named[name]] = values
+                at = named[name].device
+                self.optimiser.torch.state[named[name]] = {
+                    key: value.to(at) if isinstance(value, Tensor) else value for key, value in values.items()
+                }
         set_random_state(record["random"])

@@ -100,6 +100,9 @@ class Prepared(ABC):
     padding: Mapping[str, int] = MappingProxyType({})
     """What an input is filled up with on the right; 0 where it is not named."""
 
+    multiple: int = 1
+    """A batch's length is rounded up to a multiple of this."""
+
     budget: ClassVar[int | None] = None
     """What a batch may cost where no gradients are kept, in the unit of `lengths`; None counts rows instead."""
 
@@ -108,7 +111,11 @@ class Prepared(ABC):
 
     @abstractmethod
     def take(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        """The collated inputs of these rows, padded to the longest of them."""
+        """The collated inputs of these rows, padded to `room`."""
+
+    def room(self, rows: Sequence[int] | np.ndarray) -> int:
+        """The length that these rows are padded to: that of the longest of them, rounded up to `multiple`."""
+        return -(-int(self.lengths[rows].max(initial=0)) // self.multiple) * self.multiple
 
 
 class Modality(ABC):

@@ -23,7 +23,7 @@ from headstart.fitted import make_task, make_tasks
 from headstart.hooks import Hooks, make_methods
 from headstart.loop import Listener, Loop
 from headstart.model import Model
-from headstart.protocols import Method, Modality, Task
+from headstart.protocols import Method, Modality, Task, overrides
 from headstart.running import has_statistics
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
 from headstart.steps import costing, precision
@@ -271,7 +271,7 @@ class Stages:
         epochs = planning.choose_epochs(training, len(self.train_rows))
         training = self._stats(training, methods)
         rate = planning.choose_rate(training, methods, self.modality.name)
-        settled = self.settled.get(stage.name) or self._settle(stage, training, self._trial(stage)[0])
+        settled = self.settled.get(stage.name) or self._settle(stage, training, *self._trial(stage)[:2])
         chosen = settled.precision
         if deadline is not None:
             left = max(1.0, deadline - time.monotonic())
@@ -351,9 +351,15 @@ class Stages:
             parameter.requires_grad_(id(parameter) in learning)
         return trial, methods, list(learning.values())
 
-    def _settle(self, stage: StageSpec, training: TrainingSpec, trial: nn.Module) -> Settled:
+    def _settle(
+        self, stage: StageSpec, training: TrainingSpec, trial: nn.Module, methods: Mapping[str, Method]
+    ) -> Settled:
         """How the stage's steps are made: decided once, on a copy of the model after its surgery."""
-        found = Settled.of(trial, self.train_rows, training, self._precision(trial, training))
+        found = Settled.of(
+            trial, self.train_rows, training, self._precision(trial, training),
+            epochs=planning.choose_epochs(training, len(self.train_rows)),
+            passes=[name for name, m in methods.items() if overrides(m, "penalty") or overrides(m, "backward")],
+        )  # fmt: skip
         self.settled[stage.name] = found
         return found
 
@@ -371,7 +377,7 @@ class Stages:
             if timed and training.optimizer == "lbfgs":
                 costs = costing.measure(trial, self.train_rows, training, precision="fp32", backward=False)
             elif timed:
-                settled = self._settle(stage, training, trial)
+                settled = self._settle(stage, training, trial, methods)
                 chosen, step = settled.precision, settled.ways.step(trial)
                 costs = costing.measure(
                     trial, self.train_rows, training, precision=chosen.name, backward=True, step=step

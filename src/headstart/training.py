@@ -50,6 +50,10 @@ class TrainingSpec(Section):
         "auto",
         description="torch.compile for the blocks; auto: in long runs, where it measures faster, warm-up included",
     )
+    cuda_graphs: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="on a GPU, passes recorded once and then started by one call each; auto: where it measures faster",
+    )
     prefetch: Literal["auto", "on", "off"] = Field(
         "auto",
         description="take the next batches in the background; auto: where that takes long and it measures faster",

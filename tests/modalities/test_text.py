@@ -29,6 +29,11 @@ class Stub:
     def __init__(self, tokenizer: Any, **settings: Any) -> None:
         self.tokenizer = tokenizer
         self.preprocessing = {"max_length": 8, "lower": False, "prompt": "", "pad_id": 0, **settings}
+        self.device = torch.device("cpu")
+
+    def parameters(self) -> Any:
+        """One parameter, on this device."""
+        return iter([type("Parameter", (), {"device": self.device})()])
 
 
 @pytest.fixture(scope="module")
@@ -176,3 +181,18 @@ def test_summary() -> None:
     found = TextModality().summary(["the cat", "", "  naïve \n words  here "])
     assert found["characters"].tolist() == [7, 0, 22]
     assert found["words"].tolist() == [2, 0, 3]
+
+
+def test_on_a_gpu_lengths_are_rounded_up_within_the_positions(make: Callable[..., Any]) -> None:
+    """The numbers are those of the CPU, with more padding behind them."""
+    values = ["dog", "the cat sat on the red mat and more", "the cat sat on the red mat and more and more and more"]
+    found = {}
+    for place in ("cpu", "cuda"):
+        stub = Stub(make(), max_length=12)
+        stub.device = torch.device(place)
+        prepared = TextModality().prepare(values, stub)  # type: ignore[arg-type]
+        found[place] = [prepared.take(rows)["input_ids"] for rows in ([0], [0, 1], [2])]
+        assert [prepared.room([0]), prepared.room([0, 1])] == ([3, 11] if place == "cpu" else [8, 16])
+    assert [ids.shape[1] for ids in found["cuda"]] == [8, 12, 12]
+    for cpu, cuda in zip(*found.values(), strict=True):
+        assert torch.equal(cuda[:, : cpu.shape[1]], cpu) and not cuda[:, cpu.shape[1] :].any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.model import Model
 from headstart.spec import TrainingSpec
-from headstart.steps import packing
+from headstart.steps import casting, packing
 from headstart.steps.ways import Ways
 from headstart.values import Batch, Choice
 from tiny import TinyRows
@@ -239,3 +240,51 @@ def test_a_run_of_the_loop_ends_with_the_same_weights(tmp_path: Path) -> None:
         found.append({name: value.clone() for name, value in loop.train().model.state_dict().items()})
     for name, value in found[0].items():
         torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-4)
+
+
+gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU with CUDA")
+
+
+@gpu
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_attention_over_nested_rows_is_that_of_each_row(kind: torch.dtype) -> None:
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).cuda()
+    layout = _packing.Layout.of(mask, _packing.Current())
+    parts = [torch.randn(1, 2, 8, 32, device="cuda", dtype=kind, requires_grad=True) for _ in range(3)]
+    made = _packing._attend_nested(layout, *parts, 0.0, None)
+    own = torch.autograd.grad(made.float().square().sum(), parts)
+    rows = [
+        nn.functional.scaled_dot_product_attention(*(part[:, :, start:stop] for part in parts))[0].transpose(0, 1)
+        for start, stop in ((0, 3), (3, 7), (7, 8))
+    ]
+    tolerance = 1e-5 if kind == torch.float32 else 3e-2
+    torch.testing.assert_close(made, torch.cat(rows), rtol=tolerance, atol=tolerance)
+    theirs = torch.autograd.grad(torch.cat(rows).float().square().sum(), parts)
+    for one, other in zip(own, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_on_a_gpu_a_packed_row_is_the_row_alone(kind: str, precision: str) -> None:
+    model, batch = make(kind).cuda().eval(), batch_of(rows_of()).to("cuda")
+    tolerance = 1e-4 if precision == "fp32" else 5e-2
+    found = []
+    for around in (nullcontext(), packing.within(model)):
+        with around, casting.running(model, precision):
+            found.append(answers(model, batch))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=tolerance, atol=tolerance)
+    for one, other in zip(found[0][1], found[1][1], strict=True):
+        assert float((one - other).abs().max()) <= tolerance * max(1e-3, float(one.abs().max()))
+
+
+@gpu
+def test_on_a_gpu_packed_rows_draw_dropout_of_their_own() -> None:
+    model, batch = make("bert").cuda().train(), batch_of(rows_of()).to("cuda")
+    with packing.within(model):
+        torch.manual_seed(0)
+        one = model(batch)[1]
+        assert not torch.equal(one, model(batch)[1])
+        torch.manual_seed(0)
+        torch.testing.assert_close(one, model(batch)[1])

@@ -1,8 +1,11 @@
 """Rows of tokens joined into one without padding, for networks of transformers whose attention can be exchanged.
 
 All that is done to a token alone (most of the arithmetic) is done to real tokens only; attention sees each row by
-itself, padded, so no row attends to another. Positions start again with each row. Dropout draws for padded rows and
-takes what falls on real tokens, so the same seed drops the same.
+itself, so no row attends to another. Positions start again with each row.
+
+On a GPU attention reads rows of any length where they lie, as nested tensors, by the kernels that torch has for it (Dao
+2023, FlashAttention-2, in half precision), and dropout draws numbers of its own. Elsewhere attention pads its rows, and
+dropout draws for padded rows and takes what falls on real tokens, so the same seed drops the same.
 """
 
 from __future__ import annotations
@@ -35,17 +38,21 @@ class Current:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where tokens stand: `mask` (N,T) bool, and `places`, the index of each real token among N*T."""
+    """Where tokens stand: `mask` (N,T) bool; `places`, the index of each real token among N*T; `starts` (N+1,), where
+    each row begins among the real tokens, and their number.
+    """
 
     mask: Tensor
     places: Tensor
+    starts: Tensor
     current: Current
 
     @classmethod
     def of(cls, mask: Tensor, current: Current) -> Layout:
         """From an attention mask (N,T)."""
         real = mask.bool()
-        return cls(real, real.flatten().nonzero()[:, 0], current)
+        starts = nn.functional.pad(real.sum(1).cumsum(0), (1, 0))
+        return cls(real, real.flatten().nonzero()[:, 0], starts, current)
 
     def spread(self, flat: Tensor) -> Tensor:
         """(total, ...) -> (N,T, ...), zero where there is padding."""
@@ -56,6 +63,13 @@ class Layout:
     def gather(self, spread: Tensor) -> Tensor:
         """(N,T, ...) -> (total, ...)."""
         return spread.flatten(0, 1)[self.places]
+
+    def nested(self, flat: Tensor) -> Tensor:
+        """(total,heads,d) -> nested (N,heads,*,d)."""
+        made: Tensor = torch.nested.nested_tensor_from_jagged(
+            flat, self.starts, min_seqlen=1, max_seqlen=self.mask.shape[1]
+        )
+        return made.transpose(1, 2)
 
 
 def why_not(network: nn.Module) -> str | None:
@@ -88,7 +102,7 @@ def _dropping(drop: Any, forward: Forward, current: Current) -> Forward:
 
     def run(states: Tensor) -> Any:
         layout = current.layout
-        if layout is None or not drop.training or states.shape[:2] != (1, len(layout.places)):
+        if layout is None or not drop.training or states.shape[:2] != (1, len(layout.places)) or states.is_cuda:
             return forward(states)
         kept = nn.functional.dropout(states.new_ones((*layout.mask.shape, *states.shape[2:])), drop.p)
         return states * layout.gather(kept)[None]
@@ -143,9 +157,21 @@ def _attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return usual
+    if query.is_cuda:
+        return _attend_nested(packed, query, key, value, dropout, scaling)[None], None
     packed.current.layout = packed  # a checkpointed block runs a second time by itself, when others may have passed
     q, k, v = (packed.spread(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value))
     made = nn.functional.scaled_dot_product_attention(
         q, k, v, attn_mask=packed.mask[:, None, None], dropout_p=dropout, scale=scaling
     )
     return packed.gather(made.transpose(1, 2))[None], None
+
+
+def _attend_nested(
+    packed: Layout, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None
+) -> Tensor:
+    """Attention of packed rows (1,heads,total,d) that are not padded for it: (total,heads,d)."""
+    q, k, v = (packed.nested(part[0].transpose(0, 1)) for part in (query, key, value))
+    found = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
+    made: Tensor = found.transpose(1, 2).values()
+    return made

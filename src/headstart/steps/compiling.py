@@ -9,8 +9,8 @@ plainly: a compiler that is missing or wrong about a network costs speed, never 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from headstart.inside import Forward, plain, replaced
+from headstart.steps.untouched import untouched
 from headstart.values import Batch, Choice
 
 Around = Callable[[], AbstractContextManager[Any]]
@@ -82,7 +83,7 @@ def choose(
     """
     found, started = Compiled(), time.perf_counter()
     backbone: Any = model.backbone
-    with _untouched(model):
+    with untouched(model):
         for block in backbone.blocks:
             if not any(p.requires_grad for p in block.parameters()):
                 continue
@@ -120,17 +121,3 @@ def _step(model: nn.Module, batch: Batch, around: Around) -> float:
     if loss.device.type == "cuda":
         torch.cuda.synchronize(loss.device)
     return time.perf_counter() - started
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Passes inside leave no gradients, moved statistics or drawn random numbers."""
-    buffers = {name: value.clone() for name, value in model.named_buffers()}
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        model.zero_grad(set_to_none=True)
-        with torch.no_grad():
-            for name, value in model.named_buffers():
-                value.copy_(buffers[name])

@@ -97,7 +97,7 @@ def _update(model: nn.Module) -> float:
         return 0.0
     some = nn.Parameter(torch.zeros(min(learning, TIMED_NUMBERS), device=next(model.parameters()).device))
     some.grad = torch.zeros_like(some)
-    optimiser, spent = torch.optim.AdamW([some], fused=some.device.type == "cpu" or None), 0.0
+    optimiser, spent = torch.optim.AdamW([some], fused=some.device.type in ("cpu", "cuda") or None), 0.0
     for _ in range(2):  # the first makes the moments
         started = time.perf_counter()
         nn.utils.clip_grad_norm_([some], 1.0)

@@ -51,7 +51,9 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, precision: s
     asked = training.packing == "on"
     if not asked and padding < PADDING:
         return Choice(False)
-    if (reason := _why_not(model, rows, precision, drawing=not asked)) is not None:
+    # A GPU's kernels draw numbers of their own, whatever is chosen.
+    drawing = not asked and next(model.parameters()).device.type == "cpu"
+    if (reason := _why_not(model, rows, precision, drawing=drawing)) is not None:
         if asked:
             raise SpecError(f"training.packing = 'on' cannot be had with this backbone and these methods: {reason}")
         return Choice(False)

@@ -11,7 +11,7 @@ from torch import nn
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
 from headstart.spec import TrainingSpec
-from headstart.steps import costing
+from headstart.steps import costing, graphing
 
 TRIALS = 3
 """Rounds of timed steps, turn about, so that a busy moment meets all; the round in the middle counts."""
@@ -45,16 +45,20 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision
     if training.precision in ("fp32", "bf16"):
         return Precision(training.precision)
     batches = sorted(rows.plan(training, 0), key=lambda batch: int(np.max(rows.prepared.lengths[batch])))
-    batch = batches[len(batches) // 2][:ROWS]
+    batch = batches[len(batches) // 2]
+    graphs = next(model.parameters()).device.type == "cuda" and training.cuda_graphs != "off"
+    batch = batch if graphs else batch[:ROWS]
     was_training = model.training
     model.eval()
     kinds = ["fp32", *HALVES] if training.precision == "auto" else ["bf16_weights"]
+    if graphs and training.precision == "auto":
+        kinds.remove("bf16_weights")
     times: dict[str, list[float]] = {}
     try:
         for number in range(TRIALS + 1):
             for kind in list(kinds):
                 try:
-                    spent = costing.once(model, rows, batch, precision=kind, backward=True)[1]
+                    spent = _seconds(model, rows, batch, kind, graphs=graphs)
                 except Exception as error:  # what foreign code does with a type that it does not expect
                     if training.precision != "auto":
                         raise SpecError(_refusal(error)) from None
@@ -72,7 +76,7 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision
     tried = [kind for kind in kinds if kind in HALVES]
     if not tried:
         return Precision("fp32", "bf16 does not run on this device")
-    if min(times["fp32"]) < SHORTEST:
+    if min(times["fp32"]) < SHORTEST and not graphs:
         return Precision("fp32", "steps are too short to gain by bf16")
     gains = {
         kind: median(plain / half for plain, half in zip(times["fp32"], times[kind], strict=True)) for kind in tried
@@ -80,6 +84,15 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision
     best = max(gains, key=lambda kind: gains[kind])
     said = "; ".join(_said(kind, gain) for kind, gain in gains.items())
     return Precision(best if gains[best] >= FASTER else "fp32", said)
+
+
+def _seconds(model: nn.Module, rows: Encoded, batch: np.ndarray, kind: str, *, graphs: bool) -> float:
+    """Both passes of a batch; where they can be recorded, what the GPU takes for them."""
+    if graphs:
+        found = graphing.seconds(model, rows.batch(batch.tolist()).to("cuda"), kind)
+        if found is not None:
+            return found
+    return costing.once(model, rows, batch, precision=kind, backward=True)[1]
 
 
 def _refusal(error: Exception) -> str:

@@ -13,8 +13,9 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 from headstart.ahead import Ahead
 from headstart.encoded import Encoded
 from headstart.spec import TrainingSpec
-from headstart.steps import casting, compiling, memory, packing, recompute
+from headstart.steps import casting, compiling, graphing, memory, packing, recompute
 from headstart.steps.compiling import Compiled
+from headstart.steps.graphing import Graphed
 from headstart.steps.memory import Weighed
 from headstart.steps.precision import Precision
 from headstart.values import Batch, Choice
@@ -32,34 +33,47 @@ class Settled:
     precision: Precision
     memory: Weighed
     packing: Choice
+    graphs: Choice
     compile: str
     seconds: float | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, rows: Encoded, training: TrainingSpec, precision: Precision) -> Settled:
+    def of(
+        cls, model: nn.Module, rows: Encoded, training: TrainingSpec, precision: Precision, *, epochs: int = 1,
+        passes: Sequence[str] = (),
+    ) -> Settled:  # fmt: skip
         """Decide, on a copy of the model after the stage's surgery, with gradients for what learns.
+
+        epochs: of the stage. passes: names of methods that make passes of their own in a step.
 
         Raises SpecError where something is asked for that this network cannot do.
         """
         packed = packing.choose(model, rows, training, precision.name)
-        return cls(precision, memory.choose(model, rows, training, precision.name), packed, training.compile)
+        weighed = memory.choose(model, rows, training, precision.name)
+        ways = Ways(precision.name, weighed.choice.on, packed.on)
+        graphs = graphing.choose(model, rows, training, ways, epochs=epochs, passes=passes)
+        return cls(precision, weighed, packed, graphs, training.compile)
 
     @property
     def ways(self) -> Ways:
         """The ways of the stage's run."""
-        return Ways(self.precision.name, self.memory.choice.on, self.packing.on, self.compile, self.seconds)
+        return Ways(
+            self.precision.name, self.memory.choice.on, self.packing.on, self.compile, self.seconds,
+            graphed=Graphed() if self.graphs.on else None,
+        )  # fmt: skip
 
     def said(self) -> tuple[str, ...]:
         """For the plan, what is not done plainly, and what was looked into and left."""
-        memory, packed = self.memory.choice, self.packing
+        memory, packed, graphs = self.memory.choice, self.packing, self.graphs
         lines = [f"gradient checkpointing ({memory.why})" if memory.on else memory.why]
         lines.append(f"rows without their padding ({packed.why})" if packed.on else packed.why)
         lines.append("blocks compiled" if self.compile == "on" else "")
+        lines.append(f"passes as CUDA graphs ({graphs.why})" if graphs.on else graphs.why)
         return tuple(line for line in lines if line)
 
     def record(self) -> dict[str, Any]:
         """For the report, the same."""
-        return told(gradient_checkpointing=self.memory.choice, packing=self.packing)
+        return told(gradient_checkpointing=self.memory.choice, packing=self.packing, cuda_graphs=self.graphs)
 
 
 @dataclass(frozen=True)
@@ -68,7 +82,7 @@ class Ways:
     pack: rows without their padding.
 
     compile: whether blocks are compiled, 'on', 'off' or 'auto', and then compiled: those that are. seconds: what the
-    run is expected to take, where that is known.
+    run is expected to take, where that is known. graphed: passes as CUDA graphs.
     """
 
     precision: str = "fp32"
@@ -77,6 +91,7 @@ class Ways:
     compile: str = "off"
     seconds: float | None = None
     compiled: Compiled | None = None
+    graphed: Graphed | None = None
 
     def pass_(self, model: nn.Module) -> AbstractContextManager[Any]:
         """Around each forward pass."""
@@ -95,6 +110,8 @@ class Ways:
                     # A second pass that ends early does so by an exception, which compiled code must not meet.
                     stack.enter_context(set_checkpoint_early_stop(False))
                 stack.enter_context(recompute.within(model.backbone))
+            if self.graphed is not None:
+                stack.enter_context(self.graphed.within(model))
             yield
 
     def settled(self, model: nn.Module, batches: Callable[[], Sequence[Batch]]) -> tuple[Ways, Choice]:
@@ -105,6 +122,6 @@ class Ways:
             return replace(self, compiled=compiling.all_of(model.backbone.blocks)), Choice(True, "as asked")  # type: ignore[union-attr, arg-type]
         if self.seconds is None or self.seconds < compiling.LONG:
             return self, Choice(False)
-        with replace(self, compiled=None).step(model):
+        with replace(self, compiled=None, graphed=None).step(model):
             found, choice = compiling.choose(model, batches(), self.seconds, lambda: self.pass_(model))
         return replace(self, compiled=found), choice

@@ -1,0 +1,345 @@
+"""A step's passes as CUDA graphs: recorded once for each shape of batch, and then started by one call each.
+
+A small network on a fast GPU waits for the processor, which starts some hundred kernels a pass. A recorded pass starts
+them all at once and computes what they compute; random numbers go on from where the generator stands.
+
+What runs on the processor runs only while a pass is recorded. So there are no graphs where a method makes a pass of its
+own (its penalty or its backward hook), a pass that someone looks into runs plainly, and a network that draws random
+numbers on the processor is not recorded at all.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from statistics import median
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headstart.encoded import Encoded
+from headstart.errors import SpecError
+from headstart.inside import Forward, plain, replaced
+from headstart.model import quiet
+from headstart.running import set_modes
+from headstart.spec import TrainingSpec
+from headstart.steps import casting, costing
+from headstart.steps.untouched import untouched
+from headstart.values import Batch, Choice, Features
+
+WARM = 2
+"""Plain passes before a recording: libraries choose their kernels and take their room in the first."""
+
+PAIRS = 5
+"""Steps in pairs for each batch that is tried, plain and recorded, turn about."""
+
+FASTER = 1.1
+"""A recorded step must win by this factor."""
+
+MOST = 64
+"""Shapes that are recorded at most; rows of other shapes run plainly."""
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
+"""How far gradients of the batches that are tried may differ, as a share of the largest, by precision."""
+
+
+class Steps(Protocol):
+    """How steps are made otherwise: what is asked here of `ways.Ways`."""
+
+    @property
+    def precision(self) -> str:
+        """Of forward passes."""
+
+    @property
+    def recompute(self) -> bool:
+        """Whether blocks run a second time."""
+
+    @property
+    def pack(self) -> bool:
+        """Whether rows lose their padding."""
+
+    def step(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Around the passes of a step."""
+
+
+class _Replay(torch.autograd.Function):
+    """The recorded passes as one operation. `anchor` makes it part of a graph of gradients; it gets none itself."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, recorded: Recorded) -> tuple[Tensor, Tensor]:
+        ctx.recorded = recorded
+        recorded.ahead.replay()
+        ctx.mark_non_differentiable(pooled := recorded.pooled.detach())
+        return recorded.outputs.detach(), pooled
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[None, None]:
+        ctx.recorded.back(gradient)
+        return None, None
+
+
+@dataclass
+class Recorded:
+    """Two graphs of one shape of batch, and the tensors that they read and write.
+
+    ahead, behind: the forward and the backward pass. inputs: what the first reads. outputs (N,K), pooled (N,D): what it
+    writes. gradient (N,K): what the second reads. sums: gradients that it adds to, by parameter.
+    """
+
+    ahead: Any
+    behind: Any
+    inputs: dict[str, Tensor]
+    outputs: Tensor
+    pooled: Tensor
+    gradient: Tensor
+    sums: dict[nn.Parameter, Tensor]
+    owner: Graphed
+
+    def back(self, gradient: Tensor) -> None:
+        """Run the backward pass; gradients are then where a plain pass puts them, added to those that stand there."""
+        fresh = [parameter for parameter in self.sums if parameter.grad is None]
+        if fresh:
+            torch._foreach_zero_([self.sums[parameter] for parameter in fresh])
+        for parameter in fresh:
+            parameter.grad = self.sums[parameter]
+        self.gradient.copy_(gradient)
+        self.behind.replay()
+        self.owner.busy = False
+
+
+@dataclass
+class Graphed:
+    """Recorded passes by shape of batch. failed: why recording was given up, after which all runs plainly.
+
+    busy: whether a forward pass waits for its backward pass, whose memory no other recorded pass may use. sums: where
+    all recorded passes leave their gradients, so that memory does not grow with the shapes.
+    """
+
+    failed: str = ""
+    busy: bool = False
+    made: dict[tuple[Any, ...], Recorded] = field(default_factory=dict)
+    sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    pool: Any = None
+
+    @contextmanager
+    def within(self, model: nn.Module) -> Iterator[None]:
+        """Inside, the model's passes with gradients are recorded ones, where that is possible."""
+        self.busy = False
+        with replaced([model], lambda model, forward: partial(self._run, model, forward)):
+            yield
+
+    def _run(self, model: nn.Module, forward: Forward, batch: Batch) -> Any:
+        if self.failed or self.busy or not torch.is_grad_enabled() or not _usual(model, batch):
+            return forward(batch)
+        key = (_shape(batch), _state(model))
+        recorded = self.made.get(key)
+        if recorded is None:
+            if len(self.made) >= MOST:
+                return forward(batch)
+            try:
+                recorded = self.made[key] = self._record(model, forward, batch)
+            except Exception as error:  # networks do many things that cannot be recorded
+                self.failed = " ".join(str(error).split())[:200] or type(error).__name__
+                torch.cuda.synchronize()
+                return forward(batch)
+        if any(p.grad is not None and p.grad is not own for p, own in recorded.sums.items()):
+            return forward(batch)  # gradients of a plain pass stand where the recorded one would leave its own
+        for name, value in batch.inputs.items():
+            recorded.inputs[name].copy_(value, non_blocking=True)
+        self.busy = True
+        anchor = torch.zeros((), device=recorded.outputs.device, requires_grad=True)
+        outputs, pooled = _Replay.apply(anchor, recorded)
+        return Features(pooled), outputs
+
+    def _record(self, model: nn.Module, forward: Forward, batch: Batch) -> Recorded:
+        """Both passes of a batch, recorded; the model, its gradients and random numbers are left as they were."""
+        inputs = {name: value.clone() for name, value in batch.inputs.items()}
+        own = batch.replace(inputs=inputs, labels=None)
+        learning = [p for p in model.parameters() if p.requires_grad]
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        side = torch.cuda.Stream()
+        with untouched(model, gradients=False), _uncached():
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                before = _drawn()
+                for _ in range(WARM):
+                    outputs = forward(own)[1]
+                    found = torch.autograd.grad(outputs, learning, torch.zeros_like(outputs), allow_unused=True)
+                if _drawn() != before:
+                    raise RuntimeError("the network draws random numbers on the processor")
+            torch.cuda.current_stream().wait_stream(side)
+            for parameter, gradient in zip(learning, found, strict=True):
+                if gradient is not None and parameter not in self.sums:
+                    self.sums[parameter] = torch.zeros_like(parameter)
+            gradient = torch.zeros_like(outputs)
+            del outputs, found
+            ahead, behind = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+            with torch.cuda.graph(ahead, pool=self.pool):
+                features, outputs = forward(own)
+            with torch.cuda.graph(behind, pool=self.pool):
+                made = torch.autograd.grad(outputs, learning, gradient, allow_unused=True)
+                moved = {p: g for p, g in zip(learning, made, strict=True) if g is not None}
+                torch._foreach_add_([self.sums[p] for p in moved], list(moved.values()))
+        sums = {p: self.sums[p] for p in moved}
+        return Recorded(ahead, behind, inputs, outputs.detach(), features.pooled.detach(), gradient, sums, self)
+
+
+def choose(
+    model: nn.Module, rows: Encoded, training: TrainingSpec, ways: Steps, *, epochs: int, passes: Sequence[str]
+) -> Choice:
+    """Whether a stage is to record its passes: as asked, or where it pays, recording included.
+
+    model: a copy after the stage's surgery, with gradients switched on for what learns. ways: how its steps are made
+    otherwise. epochs: of the stage. passes: names of methods that make passes of their own in a step.
+
+    Raises SpecError when it is asked for and cannot be had.
+    """
+    asked = training.cuda_graphs == "on"
+    if training.cuda_graphs == "off":
+        return Choice(False)
+    reason = _why_not(model, ways, passes)
+    if reason is None:
+        chosen = costing.batches(rows, training, backward=True)
+        batches = _three(rows, chosen, next(model.parameters()).device)
+        set_modes(model, keep_stats=training.running_stats == "keep")
+        shapes = len({(len(index), rows.prepared.room(index)) for index in chosen})
+        choice, reason = measured(model, batches, ways, steps=epochs * len(chosen), shapes=shapes)
+        if reason is None:
+            return Choice(True, "as asked") if asked else choice
+    if asked:
+        raise SpecError(f"training.cuda_graphs = 'on' cannot be had here: {reason}. Leave it out")
+    return Choice(False)
+
+
+def _why_not(model: nn.Module, ways: Steps, passes: Sequence[str]) -> str | None:
+    """Why passes are not even tried, if so."""
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        return f"it needs a GPU with CUDA, and this run is on '{device}'"
+    if passes:
+        return f"'{passes[0]}' makes passes of its own"
+    if ways.pack:
+        return "packed rows have a size of their own in each batch"
+    if ways.recompute:
+        return "gradient checkpointing runs blocks a second time"
+    if ways.precision == "bf16_weights":
+        return "bf16 weights are made anew for each pass"
+    return None
+
+
+def _three(rows: Encoded, batches: Sequence[np.ndarray], device: torch.device) -> list[Batch]:
+    """A short, a usual and a long batch."""
+    order = sorted(batches, key=lambda index: int(rows.prepared.lengths[index].max()))
+    return [rows.batch(order[place * (len(order) - 1) // 2].tolist()).to(device) for place in range(3)]
+
+
+def measured(
+    model: nn.Module, batches: Sequence[Batch], ways: Steps, *, steps: int, shapes: int
+) -> tuple[Choice, str | None]:
+    """Whether a run of so many steps, with batches of so many shapes, is faster with recorded passes; why there are
+    none. Random numbers, statistics and gradients of the model are left as they were.
+    """
+    found, recording = Graphed(), 0.0
+    times: tuple[list[float], list[float]] = ([], [])
+    with untouched(model), ways.step(model):
+        for batch in batches:
+            _step(model, batch, ways.precision)
+            with found.within(model):
+                recording += _step(model, batch, ways.precision)
+        if found.failed or not found.made:
+            return Choice(False), found.failed or "a method looks into the network"
+        if any(_differs(model, batch, ways, found) for batch in batches):
+            return Choice(False), "recorded passes do not give what plain ones give"
+        for _ in range(PAIRS):
+            for batch in batches:
+                times[0].append(_step(model, batch, ways.precision))
+                with found.within(model):
+                    times[1].append(_step(model, batch, ways.precision))
+    plainly, graphed = map(median, times)
+    gain, spent = plainly / graphed, recording / len(batches) * min(shapes, MOST)
+    on = gain >= FASTER and graphed * steps + spent < plainly * steps
+    return Choice(on, f"both passes are {gain:.1f} times as fast as CUDA graphs, recorded in {spent:.1f} s"), None
+
+
+def _differs(model: nn.Module, batch: Batch, ways: Steps, found: Graphed) -> bool:
+    """Whether gradients by recorded passes are not those of plain ones, without dropout: a mask that hides nothing is
+    left out of a plain pass, and another kernel then draws other numbers.
+    """
+    learning = [p for p in model.parameters() if p.requires_grad]
+    made = []
+    for wrapped in (nullcontext(), found.within(model)):
+        with quiet(model), wrapped:
+            _step(model, batch, ways.precision, keep=True)
+            made.append([None if p.grad is None else p.grad.clone() for p in learning])
+            model.zero_grad(set_to_none=True)
+    for one, other in zip(*made, strict=True):
+        if one is None or other is None:
+            if one is not other:
+                return True
+        elif float((one - other).abs().max()) > TOLERANCE[ways.precision] * max(1e-6, float(one.abs().max())):
+            return True
+    return False
+
+
+def seconds(model: nn.Module, batch: Batch, precision: str) -> float | None:
+    """What both passes of a batch take as CUDA graphs, which is what the GPU takes; None where they cannot be recorded.
+
+    The model is left as it was.
+    """
+    found = Graphed()
+    with untouched(model), found.within(model):
+        times = [_step(model, batch, precision) for _ in range(PAIRS + 1)][1:]
+    return median(times) if found.made and not found.failed else None
+
+
+def _step(model: nn.Module, batch: Batch, precision: str, *, keep: bool = False) -> float:
+    """Seconds of a forward and a backward pass. keep: whether gradients stay."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    with casting.running(model, precision):
+        loss = model(batch)[1].float().square().mean()
+    loss.backward()
+    torch.cuda.synchronize()
+    spent = time.perf_counter() - started
+    if not keep:
+        model.zero_grad(set_to_none=True)
+    return spent
+
+
+def _usual(model: nn.Module, batch: Batch) -> bool:
+    """Whether a pass of this batch is the network's own: nothing is added or mixed in, and nobody looks inside."""
+    return batch.shift is None and batch.mix is None and batch.kept is None and plain(list(model.modules())[1:])
+
+
+def _shape(batch: Batch) -> tuple[Any, ...]:
+    return tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(batch.inputs.items()))
+
+
+def _state(model: nn.Module) -> tuple[Any, ...]:
+    """What else a recording depends on: who learns, the modes, the precision."""
+    learning = tuple(p.requires_grad for p in model.parameters())
+    modes = tuple(m.training for m in model.modules())
+    precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+    return learning, modes, precision
+
+
+@contextmanager
+def _uncached() -> Iterator[None]:
+    """Inside, autocast casts weights in every pass: a recorded pass must read the weights of its own day."""
+    on, kind = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    with torch.autocast("cuda", kind, enabled=on, cache_enabled=False):
+        yield
+
+
+def _drawn() -> tuple[Any, ...]:
+    """Where the processor's generators of random numbers stand."""
+    numbers: Any = np.random.get_state()
+    return torch.get_rng_state().numpy().tobytes(), numbers[1].tobytes(), numbers[2], hash(random.getstate())
