@@ -83,7 +83,8 @@ class TinyBackbone(Backbone):
         return Features((x * share).sum(1) / share.sum(1), x, mask)
 
     def zero_shift(self, batch: Batch) -> Tensor:
-        return torch.zeros(*batch.inputs["input_ids"].shape, WIDTH)
+        ids = batch.inputs["input_ids"]
+        return torch.zeros(*ids.shape, WIDTH, device=ids.device)
 
     def describe(self) -> dict[str, Any]:
         return {}

@@ -20,10 +20,13 @@ def plain(modules: Sequence[nn.Module]) -> bool:
 
     Methods that look into or change a pass do it by one of the two, and count on passes that they know of.
     """
-    return not any(
-        m._forward_hooks or m._forward_pre_hooks or any(isinstance(v, Tensor) for v in m.__dict__.values())
-        for m in modules
-    )
+    for module in modules:  # asked in every step, and generators would take three times as long
+        if module._forward_hooks or module._forward_pre_hooks:
+            return False
+        for value in module.__dict__.values():
+            if isinstance(value, Tensor):
+                return False
+    return True
 
 
 @contextmanager

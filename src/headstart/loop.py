@@ -69,8 +69,11 @@ class Loop:
         Raises Interrupted after saving the state on SIGINT, HeadstartError when the loss is not a number.
         """
         from accelerate import Accelerator
+        from accelerate.state import is_initialized
 
-        self.accelerator = Accelerator(cpu=self.device.type == "cpu", mixed_precision="no")
+        # Its state is one for the whole process, and someone else may have set it up by now.
+        own = {} if is_initialized() else {"cpu": self.device.type == "cpu", "mixed_precision": "no"}
+        self.accelerator = Accelerator(**own)
         self.result = Trained(self.model, ahead=Ahead(self.training.prefetch))
         self.position = (0, 0)
         self.steps_done, self.bad = 0, 0
@@ -80,7 +83,6 @@ class Loop:
         self.steps_per_epoch: int | None = None
         with torch.random.fork_rng(), interrupts() as self.interrupted:
             torch.manual_seed(seed_of(self.training.seed, "loop", self.accelerator.process_index))
-            self.hooks.backward = self.accelerator.backward
             self.hooks.batches = lambda: (self._take(*item).to(self.device) for item in self._plan(self.position[0]))
             self.hooks.autocast, self.hooks.train_rows = self._autocast, self.train_rows
             self.hooks.validate = self._validate if self.validation is not None else None
@@ -184,7 +186,7 @@ class Loop:
         if priors:
             prior = torch.stack(list(priors.values())).sum()
             if prior.requires_grad:
-                self.accelerator.backward(prior / self.accelerator.num_processes)
+                (prior / self.accelerator.num_processes).backward()
             loss = loss + prior.detach()
         parameters = self.optimiser.parameters
         self._reduce_gradients(parameters)

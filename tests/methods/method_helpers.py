@@ -133,7 +133,8 @@ class TextBackbone(TinyBackbone):
         return Features((x * share).sum(1) / share.sum(1), x, mask)
 
     def zero_shift(self, batch: Batch) -> Tensor:
-        return torch.zeros(*batch.inputs["input_ids"].shape, WIDTH)
+        ids = batch.inputs["input_ids"]
+        return torch.zeros(*ids.shape, WIDTH, device=ids.device)
 
 
 class ImageBackbone(TinyBackbone):

@@ -246,22 +246,20 @@ gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU 
 
 
 @gpu
-@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
-def test_attention_over_nested_rows_is_that_of_each_row(kind: torch.dtype) -> None:
+def test_attention_over_rows_of_any_length_is_that_of_each_row() -> None:
     mask = torch.tensor([[1, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 0]]).cuda()
     layout = _packing.Layout.of(mask, _packing.Current())
-    parts = [torch.randn(1, 2, 8, 32, device="cuda", dtype=kind, requires_grad=True) for _ in range(3)]
-    made = _packing._attend_nested(layout, *parts, 0.0, None)
+    parts = [torch.randn(1, 2, 8, 32, device="cuda", dtype=torch.bfloat16, requires_grad=True) for _ in range(3)]
+    made = _packing._attend_flash(layout, *parts, 0.0, None)
     own = torch.autograd.grad(made.float().square().sum(), parts)
     rows = [
         nn.functional.scaled_dot_product_attention(*(part[:, :, start:stop] for part in parts))[0].transpose(0, 1)
         for start, stop in ((0, 3), (3, 7), (7, 8))
     ]
-    tolerance = 1e-5 if kind == torch.float32 else 3e-2
-    torch.testing.assert_close(made, torch.cat(rows), rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(made, torch.cat(rows), rtol=3e-2, atol=3e-2)
     theirs = torch.autograd.grad(torch.cat(rows).float().square().sum(), parts)
     for one, other in zip(own, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(one, other, rtol=3e-2, atol=3e-2)
 
 
 @gpu

@@ -3,9 +3,9 @@
 All that is done to a token alone (most of the arithmetic) is done to real tokens only; attention sees each row by
 itself, so no row attends to another. Positions start again with each row.
 
-On a GPU attention reads rows of any length where they lie, as nested tensors, by the kernels that torch has for it (Dao
-2023, FlashAttention-2, in half precision), and dropout draws numbers of its own. Elsewhere attention pads its rows, and
-dropout draws for padded rows and takes what falls on real tokens, so the same seed drops the same.
+On a GPU, in half precision, attention reads rows of any length where they lie, by the kernel that torch has for it (Dao
+2023, FlashAttention-2); elsewhere it pads its rows. On a GPU dropout draws numbers of its own; on a CPU it draws for
+padded rows and takes what falls on real tokens, so the same seed drops the same.
 """
 
 from __future__ import annotations
@@ -29,6 +29,10 @@ CURRENT = "_headstart_packed"
 """Where a network that packs holds the layout of the rows that are in it."""
 
 
+HALVES = (torch.float16, torch.bfloat16)
+"""Types in which a GPU has a kernel for rows of any length."""
+
+
 @dataclass
 class Current:
     """The layout of the rows that a network is computing, for its dropout."""
@@ -39,7 +43,7 @@ class Current:
 @dataclass(frozen=True)
 class Layout:
     """Where tokens stand: `mask` (N,T) bool; `places`, the index of each real token among N*T; `starts` (N+1,), where
-    each row begins among the real tokens, and their number.
+    each row begins among the real tokens, and their number, int32.
     """
 
     mask: Tensor
@@ -51,7 +55,7 @@ class Layout:
     def of(cls, mask: Tensor, current: Current) -> Layout:
         """From an attention mask (N,T)."""
         real = mask.bool()
-        starts = nn.functional.pad(real.sum(1).cumsum(0), (1, 0))
+        starts = nn.functional.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
         return cls(real, real.flatten().nonzero()[:, 0], starts, current)
 
     def spread(self, flat: Tensor) -> Tensor:
@@ -63,13 +67,6 @@ class Layout:
     def gather(self, spread: Tensor) -> Tensor:
         """(N,T, ...) -> (total, ...)."""
         return spread.flatten(0, 1)[self.places]
-
-    def nested(self, flat: Tensor) -> Tensor:
-        """(total,heads,d) -> nested (N,heads,*,d)."""
-        made: Tensor = torch.nested.nested_tensor_from_jagged(
-            flat, self.starts, min_seqlen=1, max_seqlen=self.mask.shape[1]
-        )
-        return made.transpose(1, 2)
 
 
 def why_not(network: nn.Module) -> str | None:
@@ -157,8 +154,8 @@ def _attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return usual
-    if query.is_cuda:
-        return _attend_nested(packed, query, key, value, dropout, scaling)[None], None
+    if query.is_cuda and query.dtype in HALVES and query.shape[-1] % 8 == 0:
+        return _attend_flash(packed, query, key, value, dropout, scaling)[None], None
     packed.current.layout = packed  # a checkpointed block runs a second time by itself, when others may have passed
     q, k, v = (packed.spread(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value))
     made = nn.functional.scaled_dot_product_attention(
@@ -167,11 +164,16 @@ def _attend(
     return packed.gather(made.transpose(1, 2))[None], None
 
 
-def _attend_nested(
+def _attend_flash(
     packed: Layout, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None
 ) -> Tensor:
-    """Attention of packed rows (1,heads,total,d) that are not padded for it: (total,heads,d)."""
-    q, k, v = (packed.nested(part[0].transpose(0, 1)) for part in (query, key, value))
-    found = nn.functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=scaling)
-    made: Tensor = found.transpose(1, 2).values()
+    """Attention of packed rows (1,heads,total,d) that are not padded for it: (total,heads,d).
+
+    `torch.nn.attention.varlen` offers the same kernel, without dropout.
+    """
+    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
+    longest = packed.mask.shape[1]
+    made: Tensor = torch.ops.aten._flash_attention_forward(
+        q, k, v, packed.starts, packed.starts, longest, longest, dropout, False, False, scale=scaling
+    )[0]
     return made

@@ -104,13 +104,14 @@ class Recorded:
 
     def back(self, gradient: Tensor) -> None:
         """Run the backward pass; gradients are then where a plain pass puts them, added to those that stand there."""
-        fresh = [parameter for parameter in self.sums if parameter.grad is None]
+        fresh = {parameter: own for parameter, own in self.sums.items() if parameter.grad is not own}
         if fresh:
-            torch._foreach_zero_([self.sums[parameter] for parameter in fresh])
-        for parameter in fresh:
-            parameter.grad = self.sums[parameter]
+            torch._foreach_zero_(list(fresh.values()))
         self.gradient.copy_(gradient)
         self.behind.replay()
+        for parameter, own in fresh.items():
+            # A plain pass of the same step may have been here before.
+            parameter.grad = own if parameter.grad is None else parameter.grad + own
         self.owner.busy = False
 
 
@@ -119,7 +120,8 @@ class Graphed:
     """Recorded passes by shape of batch. failed: why recording was given up, after which all runs plainly.
 
     busy: whether a forward pass waits for its backward pass, whose memory no other recorded pass may use. sums: where
-    all recorded passes leave their gradients, so that memory does not grow with the shapes.
+    all recorded passes leave their gradients, so that memory does not grow with the shapes. parts, parameters: of the
+    model, listed once: surgery comes before the first step, and to walk through a model takes as long as its pass.
     """
 
     failed: str = ""
@@ -127,30 +129,31 @@ class Graphed:
     made: dict[tuple[Any, ...], Recorded] = field(default_factory=dict)
     sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
     pool: Any = None
+    parts: list[nn.Module] = field(default_factory=list)
+    parameters: list[nn.Parameter] = field(default_factory=list)
 
     @contextmanager
     def within(self, model: nn.Module) -> Iterator[None]:
         """Inside, the model's passes with gradients are recorded ones, where that is possible."""
         self.busy = False
+        if not self.parts:
+            self.parts, self.parameters = list(model.modules()), list(model.parameters())
         with replaced([model], lambda model, forward: partial(self._run, model, forward)):
             yield
 
     def _run(self, model: nn.Module, forward: Forward, batch: Batch) -> Any:
-        if self.failed or self.busy or not torch.is_grad_enabled() or not _usual(model, batch):
+        if self.failed or self.busy or not torch.is_grad_enabled() or not self._usual(batch):
             return forward(batch)
-        key = (_shape(batch), _state(model))
+        key = (_shape(batch), self._state())
         recorded = self.made.get(key)
-        if recorded is None:
-            if len(self.made) >= MOST:
-                return forward(batch)
+        if recorded is None and len(self.made) < MOST:
             try:
                 recorded = self.made[key] = self._record(model, forward, batch)
             except Exception as error:  # networks do many things that cannot be recorded
                 self.failed = " ".join(str(error).split())[:200] or type(error).__name__
                 torch.cuda.synchronize()
-                return forward(batch)
-        if any(p.grad is not None and p.grad is not own for p, own in recorded.sums.items()):
-            return forward(batch)  # gradients of a plain pass stand where the recorded one would leave its own
+        if recorded is None:
+            return forward(batch)
         for name, value in batch.inputs.items():
             recorded.inputs[name].copy_(value, non_blocking=True)
         self.busy = True
@@ -158,11 +161,22 @@ class Graphed:
         outputs, pooled = _Replay.apply(anchor, recorded)
         return Features(pooled), outputs
 
+    def _usual(self, batch: Batch) -> bool:
+        """Whether a pass of this batch is the network's own: nothing is added or mixed in, and nobody looks inside."""
+        return batch.shift is None and batch.mix is None and batch.kept is None and plain(self.parts[1:])
+
+    def _state(self) -> tuple[Any, ...]:
+        """What else a recording depends on: who learns, the modes, the precision."""
+        learning = tuple([p.requires_grad for p in self.parameters])
+        modes = tuple([part.training for part in self.parts])
+        precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
+        return learning, modes, precision
+
     def _record(self, model: nn.Module, forward: Forward, batch: Batch) -> Recorded:
         """Both passes of a batch, recorded; the model, its gradients and random numbers are left as they were."""
         inputs = {name: value.clone() for name, value in batch.inputs.items()}
         own = batch.replace(inputs=inputs, labels=None)
-        learning = [p for p in model.parameters() if p.requires_grad]
+        learning = [p for p in self.parameters if p.requires_grad]
         if self.pool is None:
             self.pool = torch.cuda.graph_pool_handle()
         side = torch.cuda.Stream()
@@ -314,21 +328,8 @@ def _step(model: nn.Module, batch: Batch, precision: str, *, keep: bool = False)
     return spent
 
 
-def _usual(model: nn.Module, batch: Batch) -> bool:
-    """Whether a pass of this batch is the network's own: nothing is added or mixed in, and nobody looks inside."""
-    return batch.shift is None and batch.mix is None and batch.kept is None and plain(list(model.modules())[1:])
-
-
 def _shape(batch: Batch) -> tuple[Any, ...]:
     return tuple((name, tuple(value.shape), value.dtype) for name, value in sorted(batch.inputs.items()))
-
-
-def _state(model: nn.Module) -> tuple[Any, ...]:
-    """What else a recording depends on: who learns, the modes, the precision."""
-    learning = tuple(p.requires_grad for p in model.parameters())
-    modes = tuple(m.training for m in model.modules())
-    precision = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-    return learning, modes, precision
 
 
 @contextmanager
