@@ -16,11 +16,11 @@ from headstart.protocols import Context, Method
 from headstart.running import set_modes
 from headstart.steps.ways import Ways
 from headstart.values import Batch, Group, View
-from tiny import make_loop, make_rows
+from tiny import DEVICE, make_loop, make_rows
 
 
 def weights(loop: Loop) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in loop.model.state_dict().items()}
+    return {name: value.to(DEVICE, copy=True) for name, value in loop.model.state_dict().items()}
 
 
 def largest_difference(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
@@ -180,7 +180,7 @@ def test_a_prior_is_counted_once_however_many_passes_and_micro_batches() -> None
     )  # fmt: skip
     before = loop.model.head.bias.detach().clone()
     loop.train()
-    assert torch.allclose(before - loop.model.head.bias, torch.full((3,), 1e-2), atol=1e-7)
+    assert torch.allclose(before - loop.model.head.bias, torch.full((3,), 1e-2, device=DEVICE), atol=1e-7)
 
 
 def test_a_loss_that_is_not_a_number_says_what_to_do() -> None:
@@ -201,7 +201,7 @@ def test_hooks_can_make_passes_in_the_precision_of_the_run() -> None:
         loop.ways = Ways("bf16" if bf16 else "fp32")
         loop.train()
         with loop.hooks.context("any").autocast():
-            assert torch.is_autocast_enabled("cpu") is bf16
+            assert torch.is_autocast_enabled(DEVICE.type) is bf16
 
 
 @dataclass

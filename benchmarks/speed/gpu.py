@@ -194,7 +194,7 @@ def table() -> None:
     for batch in sorted({line["batch"] for line in lines}):
         own = [line for line in lines if line["batch"] == batch]
         print(f"\nbatches of {batch}, {own[0]['epochs']} epochs, {own[0]['device']}, torch {own[0]['torch']}\n")
-        print("| | n | tokens a second | in the last epoch | over the Trainer | of the peak, % | GPU memory, MB |")
+        print("| | n | tokens a second | over the Trainer | in the last epoch | over the Trainer's | of the peak, % |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         peers = {line["round"]: line for line in own if line["side"] == "trainer"}
         for side in SIDES:
@@ -202,12 +202,12 @@ def table() -> None:
             if not each:
                 continue
             pairs = [{"own": line, "peer": peers[line["round"]]} for line in each if line["round"] in peers]
-            cells = [summary([line[key] for line in each]) for key in ("tokens_a_second", "last_tokens_a_second")]
-            cells.append(ratio(pairs, "peer", "own", "seconds") if pairs else "")
+            cells = []
+            for key, what in (("tokens_a_second", "seconds"), ("last_tokens_a_second", "last")):
+                cells.append(summary([line[key] for line in each]))
+                cells.append(ratio(pairs, "peer", "own", what) if pairs else "")
             cells.append(summary([100 * line["share_of_peak"] for line in each]))
-            print(
-                f"| {side} | {len(each)} | " + " | ".join([*cells, str(max(line["peak_mb"] for line in each))]) + " |"
-            )
+            print(f"| {side} | {len(each)} | " + " | ".join(cells) + " |")
 
 
 def main() -> None:

@@ -270,3 +270,8 @@ def make_methods(specs: tuple[MethodSpec, ...]) -> dict[str, Method]:
         except TypeError as error:
             raise MethodError(f"method '{spec.name}' cannot take {spec.options}: {error}") from None
     return found
+
+
+def own_passes(methods: Mapping[str, Method]) -> list[str]:
+    """The names of those that make passes or gradients of their own in a step."""
+    return [name for name, method in methods.items() if overrides(method, "backward") or method.passes() != 1]

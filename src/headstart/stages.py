@@ -20,15 +20,17 @@ from headstart.encoded import Encoded, seed_of
 from headstart.errors import SpecError
 from headstart.evaluation.calibration import temperature_of
 from headstart.fitted import make_task, make_tasks
-from headstart.hooks import Hooks, make_methods
+from headstart.hooks import Hooks, make_methods, own_passes
 from headstart.loop import Listener, Loop
 from headstart.model import Model
-from headstart.protocols import Method, Modality, Task, overrides
+from headstart.protocols import Method, Modality, Task
 from headstart.running import has_statistics
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
 from headstart.steps import costing, precision
 from headstart.steps.precision import Precision
 from headstart.steps.ways import Settled, told
+
+Methods = Mapping[str, Method]
 
 PROBE_ROWS = 20_000
 """Rows that a fresh head's probe is solved on at most: more changes a linear head little and costs a pass each."""
@@ -256,7 +258,7 @@ class Stages:
         self,
         stage: StageSpec,
         training: TrainingSpec,
-        methods: Mapping[str, Method],
+        methods: Methods,
         hooks: Hooks,
         checkpoint: Path | None,
         identity: str,
@@ -306,7 +308,7 @@ class Stages:
             trained.history, trained.notes, details,
         )  # fmt: skip
 
-    def _stats(self, training: TrainingSpec, methods: Mapping[str, Method]) -> TrainingSpec:
+    def _stats(self, training: TrainingSpec, methods: Methods) -> TrainingSpec:
         """The settings with BatchNorm's statistics decided."""
         return planning.choose_stats(
             training, methods, self.model, len(self.train_rows), pretrained=self.spec.backbone.pretrained
@@ -351,15 +353,11 @@ class Stages:
             parameter.requires_grad_(id(parameter) in learning)
         return trial, methods, list(learning.values())
 
-    def _settle(
-        self, stage: StageSpec, training: TrainingSpec, trial: nn.Module, methods: Mapping[str, Method]
-    ) -> Settled:
+    def _settle(self, stage: StageSpec, training: TrainingSpec, trial: nn.Module, methods: Methods) -> Settled:
         """How the stage's steps are made: decided once, on a copy of the model after its surgery."""
-        found = Settled.of(
-            trial, self.train_rows, training, self._precision(trial, training),
-            epochs=planning.choose_epochs(training, len(self.train_rows)),
-            passes=[name for name, m in methods.items() if overrides(m, "penalty") or overrides(m, "backward")],
-        )  # fmt: skip
+        rows, chosen = self.train_rows, self._precision(trial, training)
+        epochs = planning.choose_epochs(training, len(rows))
+        found = Settled.of(trial, rows, training, chosen, epochs=epochs, passes=own_passes(methods))
         self.settled[stage.name] = found
         return found
 
@@ -388,16 +386,14 @@ class Stages:
                 rows = self.train_rows, self.validation
                 start = costing.head(self.model.backbone.width, *rows, self.task, training, costs, PROBE_ROWS)
             fresh = False
-            described = (
-                planning.describe_stage(
-                    stage.name, methods, training, precision=chosen, costs=costs, start=start,
-                    rows=len(self.train_rows), validated=len(self.validation or ()),
-                    epochs=planning.choose_epochs(training, len(self.train_rows)),
-                    rate=planning.choose_rate(training, methods, self.modality.name),
-                    trainable=sum(p.numel() for p in learning),
-                    total=sum(p.numel() for p in trial.parameters()),
-                    ways=() if settled is None else settled.said(),
-                )
+            described = planning.describe_stage(
+                stage.name, methods, training, precision=chosen, costs=costs, start=start,
+                rows=len(self.train_rows), validated=len(self.validation or ()),
+                epochs=planning.choose_epochs(training, len(self.train_rows)),
+                rate=planning.choose_rate(training, methods, self.modality.name),
+                trainable=sum(p.numel() for p in learning),
+                total=sum(p.numel() for p in trial.parameters()),
+                ways=() if settled is None else settled.said(),
             )  # fmt: skip
             if settled is not None:
                 self.settled[stage.name] = dataclasses.replace(settled, seconds=described.seconds)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import random
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from headstart.errors import SpecError
+from headstart.errors import Interrupted, SpecError
 from headstart.spec import TrainingSpec
 from headstart.steps import graphing
 from headstart.steps.graphing import Graphed
@@ -31,11 +33,6 @@ def weights(result: Any) -> dict[str, Tensor]:
 def assert_same(one: Mapping[str, Tensor], other: Mapping[str, Tensor], tolerance: float = 1e-4) -> None:
     for name, value in one.items():
         torch.testing.assert_close(other[name], value, rtol=tolerance, atol=tolerance)
-
-
-def on_gpu(loop: Any) -> Any:
-    loop.device = torch.device("cuda")
-    return loop
 
 
 def test_without_a_gpu_there_are_none() -> None:
@@ -127,55 +124,75 @@ def test_auto_takes_what_measured_faster(gain: float, steps: int, on: bool, monk
     assert choice.why == f"both passes are {gain:.1f} times as fast as CUDA graphs, recorded in 20.0 s"
 
 
-@gpu
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_the_weights_are_those_of_the_plain_run(precision: str) -> None:
+class Again:
+    """What stands in for a graph where there is no GPU: the work itself, done again."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self.work = work
+
+    def replay(self) -> None:
+        with torch.enable_grad():
+            self.work()
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=gpu)])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """Where runs learn. On a CPU everything but the recording itself is what it is on a GPU."""
+    if request.param == "cpu":
+        monkeypatch.setattr(Graphed, "_captured", lambda self, work: Again(work))
+        monkeypatch.setattr(graphing, "_aside", nullcontext)
+        monkeypatch.setattr(graphing, "_uncached", nullcontext)
+        monkeypatch.setattr(graphing, "_drawn", random.getstate)  # here dropout draws on the processor
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda *args: None)
+    return torch.device(request.param)
+
+
+def on(place: torch.device, loop: Any, graphed: Graphed | None = None, precision: str = "fp32") -> Any:
+    loop.device, loop.ways = place, Ways(precision, graphed=graphed)
+    return loop
+
+
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=gpu)])
+def test_the_weights_are_those_of_the_plain_run(precision: str, place: torch.device) -> None:
     """Dropout draws the same numbers, so whole runs can be compared."""
-    found, made = [], 0
-    for graphed in (None, Graphed()):
-        loop = on_gpu(make_small(epochs=3, batch_size=16))
-        loop.ways = Ways(precision, graphed=graphed)
-        result = train(loop)
+    found, graphed = [], Graphed()
+    for ways in (None, graphed):
+        result = train(on(place, make_small(epochs=3, batch_size=16), ways, precision))
         assert not result.notes
         found.append(weights(result))
-        made = len(graphed.made) if graphed else 0
-    assert made
+    assert graphed.made
     assert_same(*found, tolerance=1e-4 if precision == "fp32" else 2e-2)
 
 
-@gpu
 @pytest.mark.parametrize(
     "training", [{"accumulate": 3}, {"max_tokens": 40}, {"optimizer": "sgd"}], ids=["accumulate", "parts", "sgd"]
 )
-def test_gradients_add_up_as_plain_ones_do(training: dict[str, Any]) -> None:
-    found = []
-    for graphed in (None, Graphed()):
-        loop = on_gpu(make_small(epochs=2, **training))
-        loop.ways = Ways(graphed=graphed)
-        found.append(weights(train(loop)))
-    assert graphed is not None and graphed.made
+def test_gradients_add_up_as_plain_ones_do(training: dict[str, Any], place: torch.device) -> None:
+    found, graphed = [], Graphed()
+    for ways in (None, graphed):
+        found.append(weights(train(on(place, make_small(epochs=2, **training), ways))))
+    assert graphed.made
     assert_same(*found)
 
 
-@gpu
+@pytest.mark.parametrize("kind", ["text", "image"])
 @pytest.mark.parametrize(
-    "names", [["freeze"], ["lora"], ["l2sp"], ["mixup"], ["ema"], ["sam"], ["rdrop"], ["fgm"], ["pcgrad"]]
+    "name", ["freeze", "lora", "l2sp", "mixup", "ema", "contrast", "bss", "uncertainty", "smallloss", "rdrop", "vat"]
 )
-def test_methods_get_the_weights_of_the_plain_run(names: list[str]) -> None:
-    """Those that make passes of their own are kept from graphs by `choose`, and get right ones all the same."""
-    found = []
-    for graphed in (None, Graphed()):
-        loop = on_gpu(make_loop(names, "text", epochs=2))
-        loop.ways = Ways(graphed=graphed if names not in (["sam"], ["rdrop"], ["fgm"], ["pcgrad"]) else None)
-        found.append(weights(train(loop)))
+def test_methods_get_the_weights_of_the_plain_run(name: str, kind: str, place: torch.device) -> None:
+    """Also those that make passes of their own, though `choose` keeps them from graphs: those passes run plainly."""
+    found, graphed = [], Graphed()
+    for ways in (None, graphed):
+        found.append(weights(train(on(place, make_loop([name], kind, epochs=2), ways))))
+    mixes_inside = (name, kind) == ("mixup", "text")
+    assert bool(graphed.made) is not mixes_inside and not graphed.failed
     assert_same(*found)
 
 
-@gpu
-def test_a_second_pass_before_the_first_is_done_runs_plainly() -> None:
-    loop, graphed = on_gpu(make_small(dropout=0.0)), Graphed()
-    model = loop.model.cuda()
-    one, two = (loop.train_rows.batch(range(n, n + 8)).to("cuda") for n in (0, 8))
+def test_a_second_pass_before_the_first_is_done_runs_plainly(place: torch.device) -> None:
+    loop, graphed = make_small(dropout=0.0), Graphed()
+    model = loop.model.to(place)
+    one, two = (loop.train_rows.batch(range(n, n + 8)).to(place) for n in (0, 8))
     (model(one)[1].square().sum() + model(two)[1].square().sum()).backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
@@ -187,32 +204,58 @@ def test_a_second_pass_before_the_first_is_done_runs_plainly() -> None:
     assert_same(expected, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
-@gpu
-def test_random_numbers_of_the_processor_are_not_recorded() -> None:
+def test_gradients_come_back_through_features(place: torch.device) -> None:
+    """A penalty may be made of pooled features or of those of the tokens."""
+    loop, graphed = make_small(dropout=0.0), Graphed()
+    model, batch = loop.model.to(place), loop.train_rows.batch(range(8)).to(place)
+
+    def gradients() -> dict[str, Tensor]:
+        model.zero_grad()
+        features, outputs = model(batch)
+        assert torch.equal(features.mask, batch.inputs["attention_mask"])
+        (features.pooled.square().sum() + features.tokens[:, 0].sum() + outputs.square().mean()).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    expected = gradients()
+    with graphed.within(model):
+        assert_same(expected, gradients())
+        assert_same(expected, gradients())
+    assert graphed.made
+
+
+def test_random_numbers_of_the_processor_are_not_recorded(place: torch.device) -> None:
     class Skipping(nn.Module):
         def __init__(self, inner: nn.Module) -> None:
             super().__init__()
             self.inner = inner
 
         def forward(self, x: Tensor) -> Tensor:
-            return x if torch.rand([]) < 0.5 else self.inner(x)
+            return x if random.random() < 0.5 else self.inner(x)
 
-    loop, graphed = on_gpu(make_small()), Graphed()
-    model = loop.model.cuda()
+    loop, graphed = make_small(), Graphed()
+    model = loop.model.to(place)
     layers = model.backbone.network.layers
     layers[1] = Skipping(layers[1])
     with graphed.within(model):
-        model(loop.train_rows.batch(range(8)).to("cuda"))[1].sum().backward()
+        model(loop.train_rows.batch(range(8)).to(place))[1].sum().backward()
     assert graphed.failed == "the network draws random numbers on the processor" and not graphed.made
 
 
-@gpu
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
-    from headstart.errors import Interrupted
+def test_no_more_shapes_are_recorded_than_there_is_room_for(
+    place: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graphing, "MOST", 2)
+    found, graphed = [], Graphed()
+    for ways in (None, graphed):
+        found.append(weights(train(on(place, make_small(epochs=2), ways))))
+    assert len(graphed.made) == 2
+    assert_same(*found)
 
-    whole = weights(train(graphs(make_small(epochs=3))))
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, place: torch.device) -> None:
+    whole = weights(train(on(place, make_small(epochs=3), Graphed())))
     checkpoint = tmp_path / "state"
-    loop = graphs(make_small(epochs=3, checkpoint=checkpoint))
+    loop = on(place, make_small(epochs=3, checkpoint=checkpoint), Graphed())
 
     def stop(event: str, figures: Mapping[str, Any]) -> None:
         if event == "step" and figures["step"] == 10:
@@ -220,14 +263,29 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path) -> None:
 
     with pytest.raises(Interrupted):
         train(loop, stop)
-    again = on_gpu(make_small(epochs=3, checkpoint=checkpoint))
+    again = on(place, make_small(epochs=3, checkpoint=checkpoint))
     assert_same(whole, weights(train(again, resume=True)), tolerance=1e-5)
     assert again.ways.graphed is not None and again.ways.graphed.made
 
 
-def graphs(loop: Any) -> Any:
-    on_gpu(loop).ways = Ways(graphed=Graphed())
-    return loop
+def test_gradients_that_differ_are_seen(place: torch.device) -> None:
+    """What a network does on the processor in each pass cannot be recorded, and shows when gradients are compared."""
+
+    class Counting(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner, self.count = inner, 0
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.count += 1
+            return self.inner(x) * self.count
+
+    loop, graphed = make_small(dropout=0.0), Graphed()
+    model, batch = loop.model.to(place), loop.train_rows.batch(range(8)).to(place)
+    assert not graphing._differs(model, batch, Ways(), graphed)
+    layers = model.backbone.network.layers
+    layers[1] = Counting(layers[1])
+    assert graphing._differs(model, batch, Ways(), Graphed())
 
 
 @gpu

@@ -89,4 +89,6 @@ class Uncertainty(Method):
         """As `state` left them."""
         self._start(state["logs"].to(self.logs_.device))
         if state["moments"]:
-            self.optimiser_.state[self.logs_] = dict(state["moments"])
+            # Adam counts its steps on the processor, wherever its moments are.
+            moments = {n: v if n == "step" else v.to(self.logs_.device) for n, v in state["moments"].items()}
+            self.optimiser_.state[self.logs_] = moments

@@ -3,18 +3,18 @@
 A small network on a fast GPU waits for the processor, which starts some hundred kernels a pass. A recorded pass starts
 them all at once and computes what they compute; random numbers go on from where the generator stands.
 
-What runs on the processor runs only while a pass is recorded. So there are no graphs where a method makes a pass of its
-own (its penalty or its backward hook), a pass that someone looks into runs plainly, and a network that draws random
-numbers on the processor is not recorded at all.
+What runs on the processor runs only while a pass is recorded. So there are no graphs where a method makes passes or
+gradients of its own, a pass that someone looks into runs plainly, and a network that draws random numbers on the
+processor is not recorded at all.
 """
 
 from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from statistics import median
 from typing import Any, Protocol
@@ -45,6 +45,9 @@ FASTER = 1.1
 MOST = 64
 """Shapes that are recorded at most; rows of other shapes run plainly."""
 
+PARTS = ("pooled", "tokens", "map")
+"""Of `Features`, what gradients may come back to: methods add to the loss by what they make of it."""
+
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2}
 """How far gradients of the batches that are tried may differ, as a share of the largest, by precision."""
 
@@ -72,16 +75,16 @@ class _Replay(torch.autograd.Function):
     """The recorded passes as one operation. `anchor` makes it part of a graph of gradients; it gets none itself."""
 
     @staticmethod
-    def forward(ctx: Any, anchor: Tensor, recorded: Recorded) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, anchor: Tensor, recorded: Recorded) -> tuple[Tensor, ...]:
         ctx.recorded = recorded
+        ctx.set_materialize_grads(False)
         recorded.ahead.replay()
-        ctx.mark_non_differentiable(pooled := recorded.pooled.detach())
-        return recorded.outputs.detach(), pooled
+        return tuple(tensor.detach() for tensor in recorded.made.values())
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *_: Any) -> tuple[None, None]:
-        ctx.recorded.back(gradient)
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[None, None]:
+        ctx.recorded.back(gradients)
         return None, None
 
 
@@ -89,25 +92,38 @@ class _Replay(torch.autograd.Function):
 class Recorded:
     """Two graphs of one shape of batch, and the tensors that they read and write.
 
-    ahead, behind: the forward and the backward pass. inputs: what the first reads. outputs (N,K), pooled (N,D): what it
-    writes. gradient (N,K): what the second reads. sums: gradients that it adds to, by parameter.
+    inputs: what the first reads. features: what it writes. made: the part of it that gradients come back to, with the
+    outputs (N,K) first. gradients: those of `made`, which the second reads. sums: gradients that it adds to, by
+    parameter. ahead, behind: the graphs of the forward and the backward pass.
     """
 
-    ahead: Any
-    behind: Any
-    inputs: dict[str, Tensor]
-    outputs: Tensor
-    pooled: Tensor
-    gradient: Tensor
-    sums: dict[nn.Parameter, Tensor]
     owner: Graphed
+    inputs: dict[str, Tensor]
+    features: Features | None = None
+    made: dict[str, Tensor] = field(default_factory=dict)
+    gradients: list[Tensor] = field(default_factory=list)
+    sums: dict[nn.Parameter, Tensor] = field(default_factory=dict)
+    ahead: Any = None
+    behind: Any = None
 
-    def back(self, gradient: Tensor) -> None:
+    def run(self, batch: Batch) -> tuple[Features, Tensor]:
+        """The forward pass of a batch of this shape."""
+        for name, value in batch.inputs.items():
+            self.inputs[name].copy_(value, non_blocking=True)
+        self.owner.busy = True
+        anchor = torch.zeros((), device=self.gradients[0].device, requires_grad=True)
+        found = dict(zip(self.made, _Replay.apply(anchor, self), strict=True))
+        outputs = found.pop("outputs")
+        assert self.features is not None
+        return replace(self.features, **found), outputs
+
+    def back(self, gradients: Sequence[Tensor | None]) -> None:
         """Run the backward pass; gradients are then where a plain pass puts them, added to those that stand there."""
         fresh = {parameter: own for parameter, own in self.sums.items() if parameter.grad is not own}
         if fresh:
             torch._foreach_zero_(list(fresh.values()))
-        self.gradient.copy_(gradient)
+        for own, gradient in zip(self.gradients, gradients, strict=True):
+            own.zero_() if gradient is None else own.copy_(gradient)
         self.behind.replay()
         for parameter, own in fresh.items():
             # A plain pass of the same step may have been here before.
@@ -154,12 +170,7 @@ class Graphed:
                 torch.cuda.synchronize()
         if recorded is None:
             return forward(batch)
-        for name, value in batch.inputs.items():
-            recorded.inputs[name].copy_(value, non_blocking=True)
-        self.busy = True
-        anchor = torch.zeros((), device=recorded.outputs.device, requires_grad=True)
-        outputs, pooled = _Replay.apply(anchor, recorded)
-        return Features(pooled), outputs
+        return recorded.run(batch)
 
     def _usual(self, batch: Batch) -> bool:
         """Whether a pass of this batch is the network's own: nothing is added or mixed in, and nobody looks inside."""
@@ -174,36 +185,62 @@ class Graphed:
 
     def _record(self, model: nn.Module, forward: Forward, batch: Batch) -> Recorded:
         """Both passes of a batch, recorded; the model, its gradients and random numbers are left as they were."""
-        inputs = {name: value.clone() for name, value in batch.inputs.items()}
-        own = batch.replace(inputs=inputs, labels=None)
+        recorded = Recorded(self, {name: value.clone() for name, value in batch.inputs.items()})
+        own = batch.replace(inputs=recorded.inputs, labels=None)
         learning = [p for p in self.parameters if p.requires_grad]
-        if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
-        side = torch.cuda.Stream()
+
+        def ahead() -> None:
+            features, outputs = forward(own)
+            parts = {name: part for name in PARTS if (part := getattr(features, name)) is not None}
+            # Detached, so that what the pass kept for its backward pass can go with it.
+            recorded.features = replace(features, **{name: part.detach() for name, part in parts.items()})
+            recorded.made = {n: part for n, part in {"outputs": outputs, **parts}.items() if part.requires_grad}
+
+        def gradients() -> dict[nn.Parameter, Tensor]:
+            if not recorded.gradients:
+                recorded.gradients = [torch.zeros_like(part) for part in recorded.made.values()]
+            made = list(recorded.made.values())
+            found = torch.autograd.grad(made, learning, recorded.gradients, allow_unused=True)
+            return {p: gradient for p, gradient in zip(learning, found, strict=True) if gradient is not None}
+
+        def behind() -> None:
+            moved = gradients()
+            torch._foreach_add_([recorded.sums[p] for p in moved], list(moved.values()))
+
         with untouched(model, gradients=False), _uncached():
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
+            with _aside():
                 before = _drawn()
                 for _ in range(WARM):
-                    outputs = forward(own)[1]
-                    found = torch.autograd.grad(outputs, learning, torch.zeros_like(outputs), allow_unused=True)
+                    ahead()
+                    moved = gradients()
                 if _drawn() != before:
                     raise RuntimeError("the network draws random numbers on the processor")
-            torch.cuda.current_stream().wait_stream(side)
-            for parameter, gradient in zip(learning, found, strict=True):
-                if gradient is not None and parameter not in self.sums:
-                    self.sums[parameter] = torch.zeros_like(parameter)
-            gradient = torch.zeros_like(outputs)
-            del outputs, found
-            ahead, behind = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-            with torch.cuda.graph(ahead, pool=self.pool):
-                features, outputs = forward(own)
-            with torch.cuda.graph(behind, pool=self.pool):
-                made = torch.autograd.grad(outputs, learning, gradient, allow_unused=True)
-                moved = {p: g for p, g in zip(learning, made, strict=True) if g is not None}
-                torch._foreach_add_([self.sums[p] for p in moved], list(moved.values()))
-        sums = {p: self.sums[p] for p in moved}
-        return Recorded(ahead, behind, inputs, outputs.detach(), features.pooled.detach(), gradient, sums, self)
+            for parameter in moved:
+                self.sums.setdefault(parameter, torch.zeros_like(parameter))
+            recorded.sums = {parameter: self.sums[parameter] for parameter in moved}
+            del moved
+            recorded.ahead, recorded.behind = self._captured(ahead), self._captured(behind)
+        recorded.made = {name: part.detach() for name, part in recorded.made.items()}
+        return recorded
+
+    def _captured(self, work: Callable[[], None]) -> Any:
+        """The kernels that this starts, as a graph; what it reads and writes has its place from now on."""
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self.pool):
+            work()
+        return graph
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Inside, work goes to a stream of its own, as it does while a graph is recorded."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
 
 
 def choose(
@@ -319,8 +356,8 @@ def _step(model: nn.Module, batch: Batch, precision: str, *, keep: bool = False)
     torch.cuda.synchronize()
     started = time.perf_counter()
     with casting.running(model, precision):
-        loss = model(batch)[1].float().square().mean()
-    loss.backward()
+        features, outputs = model(batch)
+    (outputs.float().square().mean() + features.pooled.float().square().mean()).backward()
     torch.cuda.synchronize()
     spent = time.perf_counter() - started
     if not keep:
