@@ -25,7 +25,8 @@ class Ranking:
         ordered = counts[:, self.order].astype(np.float64)
         if chosen is not None:
             ordered *= chosen[self.order]
-        return np.add.reduceat(ordered, self.starts, axis=1)
+        # Where no two scores are equal, each row is a group of its own.
+        return ordered if len(self.starts) == len(self.order) else np.add.reduceat(ordered, self.starts, axis=1)
 
     def midranks(self, counts: np.ndarray) -> np.ndarray:
         """The rank of each row among the resampled rows, ties sharing their mean rank: (B,R)."""

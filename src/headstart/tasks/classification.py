@@ -107,20 +107,25 @@ class Classification(Task):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The loss of each row, (N,). outputs (N,K); targets (N,) int64, or (N,K) shares that sum to 1."""
-        shares = targets if targets.ndim == 2 else functional.one_hot(targets, self.outputs)
-        shares = shares.to(outputs.dtype)
         smoothing = self.options.label_smoothing
         if self.priors is not None:
             outputs = outputs + self.options.logit_adjustment * outputs.new_tensor(self.priors).log()
         logs = functional.log_softmax(outputs, dim=-1)
-        terms = ((1 - smoothing) * shares + smoothing / self.outputs) * self.options.cost(logs)
+        shares: Tensor | None = None
+        if targets.ndim == 2 or smoothing:
+            shares = targets if targets.ndim == 2 else functional.one_hot(targets, self.outputs)
+            shares = (1 - smoothing) * shares.to(outputs.dtype) + smoothing / self.outputs
+        else:  # one class a row has all: the others add nothing
+            logs = logs.gather(1, targets[:, None])
+        terms = self.options.cost(logs)
         if self.options.focal_gamma:
             # -expm1(log p) is 1 - p without cancellation; the floor keeps the power's slope finite at p = 1.
             rest = (-torch.expm1(logs)).clamp_min(torch.finfo(logs.dtype).tiny)
             terms = terms * rest**self.options.focal_gamma
         if self.weights is not None:
-            terms = terms * outputs.new_tensor(self.weights)
-        return terms.sum(-1)
+            weights = outputs.new_tensor(self.weights)
+            terms = terms * (weights[targets][:, None] if shares is None else weights)
+        return terms.sum(-1) if shares is None else (shares * terms).sum(-1)
 
     def scores(self, outputs: Tensor, temperature: float = 1.0) -> Tensor:
         """Probabilities (N,K): softmax(outputs / temperature)."""
