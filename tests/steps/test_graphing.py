@@ -129,6 +129,7 @@ class Again:
 
     def __init__(self, work: Callable[[], None]) -> None:
         self.work = work
+        work()  # what Python does in a pass is done while it is recorded
 
     def replay(self) -> None:
         with torch.enable_grad():

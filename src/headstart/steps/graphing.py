@@ -218,7 +218,9 @@ class Graphed:
             for parameter in moved:
                 self.sums.setdefault(parameter, torch.zeros_like(parameter))
             recorded.sums = {parameter: self.sums[parameter] for parameter in moved}
+            # What autograd holds of the passes aside belongs to their stream, on which no recording may wait.
             del moved
+            recorded.made, recorded.features = {}, None
             recorded.ahead, recorded.behind = self._captured(ahead), self._captured(behind)
         recorded.made = {name: part.detach() for name, part in recorded.made.items()}
         return recorded
