@@ -154,3 +154,8 @@ def test_passes_of_several_methods_multiply() -> None:
         precision=Precision(),
     )  # fmt: skip
     assert stage.passes_per_step == methods["pgd"].passes() * 2
+
+
+def test_rows_learned_are_those_of_every_stage_that_is_not_solved_exactly() -> None:
+    stages = [TrainingSpec(optimizer="lbfgs"), TrainingSpec(epochs=3), TrainingSpec(epochs=2)]
+    assert planning.rows_learned(stages, 40) == 200

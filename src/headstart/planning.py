@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -152,6 +152,11 @@ def choose_epochs(training: TrainingSpec, rows: int) -> int:
         return training.epochs
     steps = math.ceil(rows / (training.batch_rows * training.accumulate))
     return min(max(EPOCHS[0], math.ceil(STEPS / max(1, steps))), EPOCHS[1])
+
+
+def rows_learned(stages: Iterable[TrainingSpec], rows: int) -> int:
+    """How many rows stages with these settings learn from, each as often as they do; exact solving does not count."""
+    return rows * sum(choose_epochs(training, rows) for training in stages if training.optimizer != "lbfgs")
 
 
 def choose_rate(training: TrainingSpec, methods: Mapping[str, Method], modality: str) -> float:

@@ -317,7 +317,8 @@ class Stages:
     def _precision(self, model: nn.Module, training: TrainingSpec) -> Precision:
         """What the stage runs in. `auto` is measured once a run, so that all of it runs in one precision."""
         if training.precision not in self.measured:
-            self.measured[training.precision] = precision.choose(model, self.train_rows, training)
+            learned = planning.rows_learned(map(self.training, self.spec.stages), len(self.train_rows))
+            self.measured[training.precision] = precision.choose(model, self.train_rows, training, learned=learned)
         return self.measured[training.precision]
 
     def _rows(self, hooks: Hooks, training: TrainingSpec) -> tuple[Encoded, dict[str, Any]]:

@@ -188,6 +188,16 @@ def test_auto_packs_where_it_measured_faster(ratio: float, on: bool, monkeypatch
     assert found.on is on and f"53% is padding, and a step without it is {ratio:.2f} times" in found.why
 
 
+def test_a_short_stage_tries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trying takes about ten steps; with one batch an epoch, a hundred epochs are worth it."""
+    pretend(monkeypatch, 2.0)
+    rows, training = encoded(LENGTHS), TrainingSpec(batch_size=8)
+    assert packing.choose(make("bert"), rows, training, "fp32", epochs=99) == Choice(False)
+    assert packing.choose(make("bert"), rows, training, "fp32", epochs=100).on
+    asked = TrainingSpec(batch_size=8, packing="on")
+    assert packing.choose(make("bert"), rows, asked, "fp32", epochs=1) == Choice(True, "as asked")
+
+
 def test_auto_leaves_rows_of_like_length_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, 9.0)
     assert chosen("bert", (5, 5, 5, 5)) == Choice(False)

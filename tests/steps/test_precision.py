@@ -90,3 +90,12 @@ def test_bf16_weights_are_refused_where_the_network_does_not_run_with_them(monke
     training = loop.training.model_copy(update={"precision": "bf16_weights"})
     with pytest.raises(SpecError, match=r"'bf16_weights' is not for this backbone .* choose bf16"):
         precision.choose(loop.model, loop.train_rows, training)
+
+
+def test_a_short_run_tries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three kinds, four times, on 8 rows are 96 rows: a run of less than ten times as many is not worth it."""
+    pretend(monkeypatch, {"fp32": [9.0, 1.0, 1.0, 1.0], "bf16": [0.5] * 4, "bf16_weights": [0.25] * 4})
+    loop = make_loop([], "text")
+    short = precision.choose(loop.model, loop.train_rows, loop.training, learned=959)
+    assert short == Precision("fp32", "the run is too short to try bf16")
+    assert precision.choose(loop.model, loop.train_rows, loop.training, learned=960).name == "bf16_weights"

@@ -18,6 +18,9 @@ from headstart.running import set_modes
 from headstart.spec import TrainingSpec
 from headstart.steps import casting
 
+WORTH = 10
+"""How many times what trying another way of computing takes a run must take, before it is tried by itself."""
+
 TIMED = 3
 """Batches that are timed for an estimate, from short to long."""
 

@@ -39,6 +39,9 @@ WARM = 2
 PAIRS = 5
 """Steps in pairs for each batch that is tried, plain and recorded, turn about."""
 
+STEPS = 10
+"""What trying it takes, about, in plain steps."""
+
 FASTER = 1.1
 """A recorded step must win by this factor."""
 
@@ -261,6 +264,8 @@ def choose(
     reason = _why_not(model, ways, passes)
     if reason is None:
         chosen = costing.batches(rows, training, backward=True)
+        if not asked and epochs * len(chosen) < costing.WORTH * STEPS:
+            return Choice(False)
         batches = _three(rows, chosen, next(model.parameters()).device)
         set_modes(model, keep_stats=training.running_stats == "keep")
         shapes = len({(len(index), rows.prepared.room(index)) for index in chosen})

@@ -21,7 +21,10 @@ from headstart.steps import casting, costing
 from headstart.values import Batch, Choice
 
 PADDING = 0.15
-"""Share of padding from which packing is tried, which takes about ten steps: with 12 % a whole run was no faster."""
+"""Share of padding from which packing is tried: with 12 % a whole run was no faster."""
+
+STEPS = 10
+"""What trying it takes, about, in steps."""
 
 FASTER = 1.1
 """Packing must win by this factor."""
@@ -35,10 +38,13 @@ PAIRS = 3
 TRIED = 8
 
 
-def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, precision: str) -> Choice:
+def choose(
+    model: nn.Module, rows: Encoded, training: TrainingSpec, precision: str, *, epochs: int | None = None
+) -> Choice:
     """Whether a stage is to pack its rows: as asked, or where it pays.
 
-    model: a copy after the stage's surgery, with gradients switched on for what learns.
+    model: a copy after the stage's surgery, with gradients switched on for what learns. epochs: of the stage; a short
+    one tries nothing.
 
     Raises SpecError when it is asked for and this backbone cannot be packed.
     """
@@ -49,7 +55,8 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, precision: s
     room = sum(len(index) * int(lengths[index].max()) for index in batches)
     padding = 1 - sum(int(lengths[index].sum()) for index in batches) / max(1, room)
     asked = training.packing == "on"
-    if not asked and padding < PADDING:
+    short = epochs is not None and epochs * len(batches) < costing.WORTH * STEPS
+    if not asked and (short or padding < PADDING):
         return Choice(False)
     # A GPU's kernels draw numbers of their own, whatever is chosen.
     drawing = not asked and next(model.parameters()).device.type == "cpu"

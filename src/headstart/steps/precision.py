@@ -36,8 +36,10 @@ class Precision:
     why: str = ""
 
 
-def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision:
+def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, *, learned: int | None = None) -> Precision:
     """As asked; with `auto` what is fastest on the model's device: fp32, unless a kind of bf16 clearly is.
+
+    learned: how many rows the run learns from, each as often as it does; a short run tries nothing.
 
     Times a step of a batch of usual length in each, without an update; the model is left as it was. Raises SpecError
     where bf16 weights are asked for and this network does not run with them.
@@ -48,11 +50,14 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec) -> Precision
     batch = batches[len(batches) // 2]
     graphs = next(model.parameters()).device.type == "cuda" and training.cuda_graphs != "off"
     batch = batch if graphs else batch[:ROWS]
-    was_training = model.training
-    model.eval()
     kinds = ["fp32", *HALVES] if training.precision == "auto" else ["bf16_weights"]
     if graphs and training.precision == "auto":
         kinds.remove("bf16_weights")
+    trial = (TRIALS + 1) * len(kinds) * len(batch)
+    if training.precision == "auto" and learned is not None and learned < costing.WORTH * trial:
+        return Precision("fp32", "the run is too short to try bf16")
+    was_training = model.training
+    model.eval()
     times: dict[str, list[float]] = {}
     try:
         for number in range(1, 2) if graphs else range(TRIALS + 1):  # a graph is timed several times by itself

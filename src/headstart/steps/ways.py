@@ -48,7 +48,7 @@ class Settled:
 
         Raises SpecError where something is asked for that this network cannot do.
         """
-        packed = packing.choose(model, rows, training, precision.name)
+        packed = packing.choose(model, rows, training, precision.name, epochs=epochs)
         weighed = memory.choose(model, rows, training, precision.name)
         ways = Ways(precision.name, weighed.choice.on, packed.on)
         graphs = graphing.choose(model, rows, training, ways, epochs=epochs, passes=passes)
