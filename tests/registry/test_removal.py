@@ -208,6 +208,78 @@ def test_a_server_that_serves_a_version_goes_on_and_lets_it_go_when_another_take
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_of_the_registry_that_is_served_as_such_is_not_removed(six: Path, linked: bool) -> None:
+    pytest.importorskip("starlette")
+    from serving import Client, serving
+
+    place = Registry(six)
+    folder = place.fetch(place.version("tickets", 5))
+    if linked:
+        (six.parent / "link").symlink_to(folder)
+        folder = six.parent / "link"
+
+    async def refused() -> None:
+        with pytest.raises(RegistryError, match=r"version 5 .* is not removed: a process reads or serves it"):
+            await asyncio.to_thread(hs.remove, "tickets", [5], registry=six)
+
+    async def check(client: Client) -> None:
+        await refused()
+        await client.post("/v2/repository/models/mine/load")
+        await refused()
+        await client.post("/v2/repository/models/mine/unload")
+        await refused()  # since it may be loaded again
+        assert (await client.post("/v2/repository/models/mine/load")).status_code == 200
+        assert len(await client.predict("mine", ["refund my card"])) == 1
+
+    async def main() -> None:
+        async with serving({"mine": folder}) as client:
+            await check(client)
+        done = await asyncio.to_thread(hs.remove, "tickets", [5], registry=six)
+        assert done.removed == (5,)
+
+    asyncio.run(main())
+
+
+def test_a_folder_that_a_server_does_not_load_any_more_may_be_removed(six: Path) -> None:
+    pytest.importorskip("starlette")
+    from serving import serving
+
+    place = Registry(six)
+    link = six.parent / "link"
+    link.symlink_to(place.fetch(place.version("tickets", 5)))
+
+    async def main() -> None:
+        async with serving({"mine": link}) as client:
+            link.unlink()
+            link.symlink_to(place.fetch(place.version("tickets", 6)))
+            assert (await client.post("/v2/repository/models/mine/load")).status_code == 200
+            done = await asyncio.to_thread(hs.remove, "tickets", [5], registry=six)
+            assert done.removed == (5,)
+            with pytest.raises(RegistryError, match="a process reads or serves it"):
+                await asyncio.to_thread(hs.remove, "tickets", [6], registry=six)
+
+    asyncio.run(main())
+
+
+def test_a_file_system_without_locks_does_not_keep_a_folder_from_being_served(
+    good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("starlette")
+    import fcntl
+
+    from serving import Client, ask
+
+    def unsupported(*args: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    async def check(client: Client) -> None:
+        assert len(await client.predict("mine", ["refund my card"])) == 1
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    ask({"mine": good}, check)
+
+
 def test_an_mlflow_server_lists_it_no_more_and_its_run_is_marked_as_deleted(
     good: Path, again: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
