@@ -208,17 +208,157 @@ def test_a_server_that_serves_a_version_goes_on_and_lets_it_go_when_another_take
     asyncio.run(main())
 
 
-def test_an_mlflow_server_lists_it_no_more_and_its_run_is_marked_as_deleted(
-    good: Path, again: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_of_the_registry_that_is_served_as_such_is_not_removed(six: Path, linked: bool) -> None:
+    pytest.importorskip("starlette")
+    from serving import Client, serving
+
+    place = Registry(six)
+    folder = place.fetch(place.version("tickets", 5))
+    if linked:
+        (six.parent / "link").symlink_to(folder)
+        folder = six.parent / "link"
+
+    async def refused() -> None:
+        with pytest.raises(RegistryError, match=r"version 5 .* is not removed: a process reads or serves it"):
+            await asyncio.to_thread(hs.remove, "tickets", [5], registry=six)
+
+    async def check(client: Client) -> None:
+        await refused()
+        await client.post("/v2/repository/models/mine/load")
+        await refused()
+        await client.post("/v2/repository/models/mine/unload")
+        await refused()  # since it may be loaded again
+        assert (await client.post("/v2/repository/models/mine/load")).status_code == 200
+        assert len(await client.predict("mine", ["refund my card"])) == 1
+
+    async def main() -> None:
+        async with serving({"mine": folder}) as client:
+            await check(client)
+        done = await asyncio.to_thread(hs.remove, "tickets", [5], registry=six)
+        assert done.removed == (5,)
+
+    asyncio.run(main())
+
+
+def test_a_folder_that_a_server_does_not_load_any_more_may_be_removed(six: Path) -> None:
+    pytest.importorskip("starlette")
+    from serving import serving
+
+    place = Registry(six)
+    link = six.parent / "link"
+    link.symlink_to(place.fetch(place.version("tickets", 5)))
+
+    async def main() -> None:
+        async with serving({"mine": link}) as client:
+            link.unlink()
+            link.symlink_to(place.fetch(place.version("tickets", 6)))
+            assert (await client.post("/v2/repository/models/mine/load")).status_code == 200
+            done = await asyncio.to_thread(hs.remove, "tickets", [5], registry=six)
+            assert done.removed == (5,)
+            with pytest.raises(RegistryError, match="a process reads or serves it"):
+                await asyncio.to_thread(hs.remove, "tickets", [6], registry=six)
+
+    asyncio.run(main())
+
+
+def test_a_file_system_without_locks_does_not_keep_a_folder_from_being_served(
+    good: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLflow's folder store goes through the same client as a server."""
+    pytest.importorskip("starlette")
+    import fcntl
+
+    from serving import Client, ask
+
+    def unsupported(*args: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    async def check(client: Client) -> None:
+        assert len(await client.predict("mine", ["refund my card"])) == 1
+
+    monkeypatch.setattr(fcntl, "flock", unsupported)
+    ask({"mine": good}, check)
+
+
+@pytest.fixture
+def server(good: Path, again: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Path]:
+    """Two versions on what goes through the same client as an MLflow server, and where the files of the first lie."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     uri = (tmp_path / "mlruns").as_uri()
     first = hs.register(good, "tickets", registry=uri)
     hs.register(again, "tickets", alias="champion", registry=uri)
-    assert hs.remove("tickets", keep=1, registry=uri).removed == (1,)
+    (files,) = (tmp_path / "mlruns").glob(f"*/{first.place}/artifacts/bundle")
+    return uri, files
+
+
+def test_an_mlflow_server_lists_it_no_more_and_its_files_go(server: tuple[str, Path]) -> None:
+    uri, files = server
+    first = hs.models("tickets", registry=uri)[1]
+    done = hs.remove("tickets", keep=1, registry=uri)
+    assert (done.removed, done.stayed) == ((1,), {})
     assert [version.version for version in hs.models(registry=uri)] == [2]
+    place = Registry(uri)
+    assert not files.exists() and place.client.get_run(first.place).info.lifecycle_stage == "deleted"
+    assert hs.load(place.fetch(place.version("tickets", 2)), report=False)
+
+
+def test_files_that_an_mlflow_server_does_not_give_up_are_said(
+    server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    def refused(*args: object) -> None:
+        raise NotImplementedError("this store removes nothing")
+
+    uri, files = server
+    monkeypatch.setattr(LocalArtifactRepository, "delete_artifacts", refused)
+    first, said = hs.models("tickets", registry=uri)[1], list[str]()
+    done = hs.remove("tickets", [1], registry=uri, say=said.append)
+    assert done.to_json()["stayed"] == {"1": "this store removes nothing"} and files.exists()
+    assert said[1:] == ["version 1 is not listed any more, and its files are still there: this store removes nothing"]
     assert Registry(uri).client.get_run(first.place).info.lifecycle_stage == "deleted"
+
+
+def test_a_run_of_somebody_else_keeps_its_files(server: tuple[str, Path], tmp_path: Path) -> None:
+    uri, _ = server
+    client = Registry(uri).client
+    other = client.create_run(client.create_experiment("theirs")).info.run_id
+    (tmp_path / "bundle.txt").write_text("theirs")
+    client.log_artifact(other, str(tmp_path / "bundle.txt"), "bundle")
+    client.set_model_version_tag("tickets", "1", "headstart.place", other)
+    done = hs.remove("tickets", [1], registry=uri)
+    assert done.stayed[1].startswith("the server says that they are at file:")
+    assert [each.path for each in client.list_artifacts(other, "bundle")] == ["bundle/bundle.txt"]
+
+
+@pytest.mark.parametrize("server_uri", ["http://127.0.0.1:9", "https://host"])
+def test_a_server_cannot_have_folders_of_this_machine_removed(
+    server: tuple[str, Path], server_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri, files = server
+    place = Registry(uri)
+    run = place.client.get_run(place.version("tickets", 1).place).info
+    place.uri = server_uri
+    assert "where they are not removed from here" in place._erase(run) and files.exists()
+
+
+@pytest.mark.parametrize("where", ["folder", "server"])
+def test_files_that_another_version_has_too_stay(
+    where: str, six: Path, server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow copies a version from model to model with all of its tags."""
+    uri = str(six) if where == "folder" else server[0]
+    place = Registry(uri)
+    found = place.version("tickets", 1)
+    entry = place.client.get_model_version("tickets", "1")
+    place.client.create_registered_model("copies")
+    place.client.create_model_version("copies", entry.source, run_id=entry.run_id, tags=entry.tags)
+    done = hs.remove("tickets", [1], registry=uri)
+    assert (done.removed, done.stayed) == ((1,), {1: "another version has the same files"})
+    copied = place.version("copies", 1)
+    assert copied.place == found.place and hs.load(place.fetch(copied), report=False)
+    assert hs.remove("copies", [1], registry=uri).stayed == {}, "the last one takes them along"
+    assert not (six / found.place).exists() and (where == "folder" or not server[1].exists())
 
 
 def test_the_command_removes_and_says_what(

@@ -129,3 +129,16 @@ def test_https_with_keys_on_every_address(text_bundle: Path, certificate: tuple[
             assert client.post(address, json=["a"]).status_code == 401
             response = client.post(address, json=["a"], headers={"authorization": f"Bearer {secret}"})
             assert response.status_code == 200
+
+
+def test_a_server_may_open_a_file_more_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    import resource
+
+    from headstart.serve import run as running
+
+    given: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda kind, both: given.append(both))
+    for limits in ((256, resource.RLIM_INFINITY), (1024, 4096), (1024, 1024), (resource.RLIM_INFINITY,) * 2):
+        monkeypatch.setattr(resource, "getrlimit", lambda kind, limits=limits: limits)
+        running._open_more(100)
+    assert given == [(356, resource.RLIM_INFINITY), (1124, 4096)], "no more than the system allows"

@@ -169,24 +169,46 @@ class Registry:
 
     def unlist(self, version: Version) -> None:
         """List a version no more; within `turn`, and `lock`. Then `discard`: killed between, a later turn does it."""
-        if self.folder is not None:
+        if self.folder is not None and not self._shared(version):
             copies.mark(self._home(version))
         self._drop(version)
+
+    def _shared(self, version: Version) -> bool:
+        """Whether another version has the same files: MLflow's own programs can copy one from model to model."""
+        own = (version.name, version.version)
+        return any(each.place == version.place for each in self.versions() if (each.name, each.version) != own)
 
     def _drop(self, version: Version) -> None:
         with self._told("cannot be written"):
             self.client.delete_model_version(version.name, str(version.version))
 
-    def discard(self, version: Version) -> None:
-        """Remove the files of a version that is not listed any more; within `turn`.
+    def discard(self, version: Version) -> str:
+        """Remove the files of a version that is not listed any more; within `turn`. Why some stay, else an empty text.
 
-        A server marks their run as deleted, for its own cleaning.
+        A server marks their run as deleted too, for its own cleaning.
         """
         with self._told("cannot be written"):
-            if self.folder is None:
-                self.client.delete_run(version.place)
-            else:
+            if self._shared(version):
+                return "another version has the same files"
+            if self.folder is not None:
                 copies.discard(self._home(version))
+                return ""
+            left = self._erase(self.client.get_run(version.place).info)
+            self.client.delete_run(version.place)
+        return left
+
+    def _erase(self, run: Any) -> str:
+        """Remove a bundle from a server's store of artefacts. Why it is still there, else an empty text."""
+        local = re.match(r"https?:", self.uri) and re.match(r"file:|/|[a-zA-Z]:", run.artifact_uri)
+        if local or self.client.get_experiment(run.experiment_id).name != EXPERIMENT:
+            return f"the server says that they are at {shown(run.artifact_uri)}, where they are not removed from here"
+        try:
+            # MLflow's client cannot do it. Its stores can, that of a server which keeps artefacts itself among them.
+            stores = import_module("mlflow.store.artifact.artifact_repository_registry")
+            stores.get_artifact_repository(run.artifact_uri, self.uri).delete_artifacts(ARTEFACTS)
+        except Exception as error:  # each kind of store has errors of its own, and some cannot remove at all
+            return first_line(error)
+        return ""
 
     def unused(self, version: Version) -> AbstractContextManager[bool]:
         """Whether no process reads a version's bundle (`using`) or serves it; nobody begins to until the end.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,12 @@ class Removal:
     back: int | None
     moved: bool
     dry_run: bool
+    stayed: Mapping[int, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {**vars(self), "removed": list(self.removed), "kept": {str(n): why for n, why in self.kept.items()}}
+        whys = {key: {str(n): why for n, why in getattr(self, key).items()} for key in ("kept", "stayed")}
+        return {**vars(self), "removed": list(self.removed), **whys}
 
 
 def remove(
@@ -75,10 +77,12 @@ def remove(
             going, done = _choose(place, name, versions, keep, dry_run, held)
             for version in () if dry_run else going:
                 place.unlist(version)
-        for version in () if dry_run else going:
-            place.discard(version)
+        stayed = {} if dry_run else {version.version: place.discard(version) for version in going}
+    done = replace(done, stayed={number: why for number, why in stayed.items() if why})
     for version in going:
         say(f"{'would remove' if dry_run else 'removed'} version {version.version}, {version.bytes / 1e6:.1f} MB")
+    for number, why in done.stayed.items():
+        say(f"version {number} is not listed any more, and its files are still there: {why}")
     for number, why in done.kept.items():
         say(f"kept version {number}: {why}")
     if done.moved:

@@ -18,7 +18,11 @@ IN_LINE = 4
 """Explanations that are made or wait; one takes as long as dozens of answers, so more are answered with 429."""
 
 WAY = 10
-"""How much less of the processor the thread claims than those that answer, as a niceness."""
+"""How much less of the processor the thread claims than those that answer, as a niceness: a tenth of a full core.
+
+Not less: a thread that is put off while it holds the interpreter's lock puts off the answers too. At 19, on full cores,
+they waited up to 0.9 seconds (benchmarks/explain/why.py).
+"""
 
 
 class _GivenUp(Exception):

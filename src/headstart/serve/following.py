@@ -32,7 +32,6 @@ class Following:
         self.live: dict[str, int] = {}
         self._place: Registry | None = None
         self._failed: dict[str, tuple[int, float]] = {}
-        self._held: dict[str, ExitStack] = {}  # keeps the files of those that are served from being removed
         self._trouble: str | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="registry")
         self._task: asyncio.Task[None] | None = None
@@ -84,7 +83,7 @@ class Following:
         return failed != version or time.monotonic() >= again
 
     async def _follow(self, name: str, version: int) -> None:
-        with ExitStack() as held:
+        with ExitStack() as held:  # then the models hold it themselves
             try:
                 served = await self.models.load(name, await self._ask(self._folder, name, version, held))
             except (HeadstartError, Refused) as error:
@@ -94,8 +93,6 @@ class Following:
                     self.log.say("load failed", model=name, champion=version, goes_on=kept, reason=reason)
                 self._failed[name] = (version, time.monotonic() + self.retry)
                 return
-            self._free(name)
-            self._held[name] = held.pop_all()
         self._failed.pop(name, None)
         self.live[name] = version
         self.log.say("loaded", model=name, version=served.version, champion=version, shared_bytes=served.shared)
@@ -104,17 +101,11 @@ class Following:
         assert self._place is not None
         return held.enter_context(self._place.using(self._place.version(name, version)))
 
-    def _free(self, name: str) -> None:
-        """What is not loaded again may be removed: on its way out it answers from memory."""
-        if name in self._held:
-            self._held.pop(name).close()
-
     async def _let_go(self, name: str) -> None:
         """A model that has no champion any more is served no more."""
         with suppress(Refused):  # somebody unloaded it before
             await self.models.unload(name)
-        self.models.folders.pop(name, None)
-        self._free(name)
+        self.models.forget(name)
         self.log.say("unloaded", model=name, champion=self.live.pop(name))
 
     async def _ask(self, what: Callable[..., Any], *args: Any) -> Any:

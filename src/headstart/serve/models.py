@@ -10,11 +10,12 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from headstart.errors import BundleError, HeadstartError, SpecError
+from headstart.registry import copies
 from headstart.serve.joining import House
 from headstart.serve.lane import Lane
 from headstart.serve.limits import Limits
@@ -46,6 +47,7 @@ class Models:
         self._watch, self._say = watch, say
         self._live: dict[str, Served] = {}  # the one that was asked for longest ago comes first
         self._resting: dict[str, Face] = {}
+        self._held: dict[str, ExitStack] = {}  # keeps the folders from being removed from a registry
         self._waking: dict[str, asyncio.Task[None]] = {}
         self._wanted: Counter[str] = Counter()  # requests that wait for a model to wake
         self._over = False
@@ -199,17 +201,32 @@ class Models:
 
     async def _open(self, name: str) -> Served:
         loop = asyncio.get_running_loop()
-        try:
-            model, shared = await loop.run_in_executor(self._loader, self._house.read, self.folders[name])
-        except HeadstartError as error:
-            self.reasons[name] = str(error)
-            raise
-        except Exception as error:  # a folder half written over fails in many ways
-            self.reasons[name] = f"{type(error).__name__}: {error}"
-            raise BundleError(f"'{self.folders[name]}' cannot be loaded: {type(error).__name__}") from error
+        with ExitStack() as held:
+            try:
+                model, shared = await loop.run_in_executor(self._loader, self._read, self.folders[name], held)
+            except HeadstartError as error:
+                self.reasons[name] = str(error)
+                raise
+            except Exception as error:  # a folder half written over fails in many ways
+                self.reasons[name] = f"{type(error).__name__}: {error}"
+                raise BundleError(f"'{self.folders[name]}' cannot be loaded: {type(error).__name__}") from error
+            self._free(name)
+            self._held[name] = held.pop_all()
         self.reasons.pop(name, None)
         lane = self._lane(model.model, model) if isinstance(model.model, Tenant) else None
         return Served(name, model, self.limits, self._network, lambda rows: self._watch(name, rows), shared, lane)
+
+    def _read(self, folder: Path, held: ExitStack) -> tuple[Any, int]:
+        """As `House.read`. held: as long as it is open, `headstart remove` takes the folder as used."""
+        if (folder / "bundle.json").is_file():
+            with suppress(OSError):  # some file systems have no locks
+                held.enter_context(copies.used(folder))
+        return self._house.read(folder)
+
+    def _free(self, name: str) -> None:
+        """What is not loaded again may be removed: on its way out it answers from memory."""
+        if name in self._held:
+            self._held.pop(name).close()
 
     def _lane(self, tenant: Tenant, model: Any) -> Lane:
         """The queue of a shared backbone."""
@@ -249,6 +266,11 @@ class Models:
             self.get(name)
             self._replace(name, None)
 
+    def forget(self, name: str) -> None:
+        """A name that was unloaded cannot be loaded again, and its folder may be removed."""
+        self.folders.pop(name, None)
+        self._free(name)
+
     async def close(self) -> None:
         """Answer what waits everywhere, then let go of everything."""
         await asyncio.gather(*self._waking.values(), return_exceptions=True)
@@ -258,6 +280,8 @@ class Models:
         await asyncio.sleep(0)
         self._network.shutdown(wait=True)
         self._loader.shutdown(wait=False)
+        for name in list(self._held):
+            self._free(name)
 
     def index(self) -> list[dict[str, Any]]:
         """Every known name with its state, as the model repository extension lists them."""

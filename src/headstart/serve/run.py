@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import resource
 import signal
 import socket
 import ssl
@@ -203,6 +204,13 @@ def make_server(
     return Server(models, place.limits, metrics, log, ring, place.hosts, alone=alone, named=named)
 
 
+def _open_more(files: int) -> None:
+    """Let this process open so many files more, where the system allows it: each model holds one."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if now != resource.RLIM_INFINITY and (most == resource.RLIM_INFINITY or now + files <= most):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (now + files, most))
+
+
 async def _serve(
     folders: dict[str, Path],
     place: Place,
@@ -212,6 +220,7 @@ async def _serve(
     registry: str | None,
     poll: float,
 ) -> None:
+    _open_more(len(folders))
     server = make_server(folders, place, ring)
     log, models = server.log, server.models
     await models.start()
