@@ -48,13 +48,13 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, *, learned: 
         return Precision(training.precision)
     batches = sorted(rows.plan(training, 0), key=lambda batch: int(np.max(rows.prepared.lengths[batch])))
     batch = batches[len(batches) // 2]
-    graphs = next(model.parameters()).device.type == "cuda" and training.cuda_graphs != "off"
+    auto = training.precision == "auto"
+    graphs = auto and next(model.parameters()).device.type == "cuda" and training.cuda_graphs != "off"
     batch = batch if graphs else batch[:ROWS]
-    kinds = ["fp32", *HALVES] if training.precision == "auto" else ["bf16_weights"]
-    if graphs and training.precision == "auto":
-        kinds.remove("bf16_weights")
+    # Passes with bf16 weights cannot be recorded, and beside recorded ones they would not be measured fairly.
+    kinds = (["fp32", "bf16"] if graphs else ["fp32", *HALVES]) if auto else ["bf16_weights"]
     trial = (TRIALS + 1) * len(kinds) * len(batch)
-    if training.precision == "auto" and learned is not None and learned < costing.WORTH * trial:
+    if auto and learned is not None and learned < costing.WORTH * trial:
         return Precision("fp32", "the run is too short to try bf16")
     was_training = model.training
     model.eval()
@@ -94,7 +94,7 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, *, learned: 
 def _seconds(model: nn.Module, rows: Encoded, batch: np.ndarray, kind: str, *, graphs: bool) -> float:
     """Both passes of a batch; where they can be recorded, what the GPU takes for them."""
     if graphs:
-        found = graphing.seconds(model, rows.batch(batch.tolist()).to("cuda"), kind)
+        found = graphing.seconds(model, rows.batch(batch.tolist()).to(next(model.parameters()).device), kind)
         if found is not None:
             return found
     return costing.once(model, rows, batch, precision=kind, backward=True)[1]
