@@ -30,7 +30,7 @@ from headstart.model import quiet
 from headstart.running import set_modes
 from headstart.spec import TrainingSpec
 from headstart.steps import casting, costing
-from headstart.steps.untouched import untouched
+from headstart.steps.untouched import apart, untouched
 from headstart.values import Batch, Choice, Features
 
 WARM = 2
@@ -342,7 +342,7 @@ def _differs(model: nn.Module, batch: Batch, ways: Steps, found: Graphed) -> boo
         if one is None or other is None:
             if one is not other:
                 return True
-        elif float((one - other).abs().max()) > TOLERANCE[ways.precision] * max(1e-6, float(one.abs().max())):
+        elif apart(one, other, TOLERANCE[ways.precision]):
             return True
     return False
 

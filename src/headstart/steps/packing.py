@@ -18,6 +18,7 @@ from headstart.model import quiet
 from headstart.running import set_modes
 from headstart.spec import TrainingSpec
 from headstart.steps import casting, costing
+from headstart.steps.untouched import apart
 from headstart.values import Batch, Choice
 
 PADDING = 0.15
@@ -115,7 +116,7 @@ def _why_not(model: nn.Module, rows: Encoded, precision: str, *, drawing: bool) 
         except Exception as error:  # foreign code that is given what it does not expect
             return " ".join(str(error).split())[:200]
         for one, other in zip(plain, packed, strict=True):
-            if float((one - other).abs().max()) > TOLERANCE[precision] * max(1e-6, float(one.abs().max())):
+            if apart(one, other, TOLERANCE[precision]):
                 return "packed rows do not give what padded ones give"
     return None
 

@@ -1,4 +1,4 @@
-"""Passes that are tried out leave no trace in a model."""
+"""Passes that are tried out leave no trace in a model, and what they give is compared with what plain ones give."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -22,3 +22,8 @@ def untouched(model: nn.Module, *, gradients: bool = True) -> Iterator[None]:
         with torch.no_grad():
             for name, value in model.named_buffers():
                 value.copy_(buffers[name])
+
+
+def apart(one: Tensor, other: Tensor, tolerance: float) -> bool:
+    """Whether two tensors of one shape differ by more than this share of the largest number of the first."""
+    return float((one - other).abs().max()) > tolerance * max(1e-6, float(one.abs().max()))
