@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import headstart as hs
+from headstart.adapt import execute, make_spec, prepare
 from headstart.errors import BundleError, MethodError, SpecError
 
 SRC = str(Path(__file__).resolve().parent.parent / "src")
@@ -23,6 +24,18 @@ SRC = str(Path(__file__).resolve().parent.parent / "src")
 
 def files(tickets: dict[str, Path], tiny_bert: Path) -> dict[str, object]:
     return {"test": tickets["test"], "label": "intent", "backbone": f"file:{tiny_bert}"}
+
+
+@pytest.mark.parametrize("method", ["freeze:probe", "lora:r=2"])
+def test_a_run_keeps_what_the_finished_model_answers(method: str, tickets: dict[str, Path], tiny_bert: Path) -> None:
+    data = {"data__train": str(tickets["train"]), "data__test": str(tickets["test"]), "data__label": "intent"}
+    run = prepare(make_spec(methods=[method], backbone__ref=f"file:{tiny_bert}", training__epochs=1, **data))
+    assert run.answers is None
+    model = execute(run, None)
+    assert run.answers is not None and run.data.test is not None
+    inputs = run.data.test.inputs()
+    again = model.outputs([inputs[i] for i in range(len(inputs))])
+    np.testing.assert_allclose(run.answers, again, rtol=1e-5, atol=1e-6)
 
 
 def test_the_default_recipe_on_few_rows(tickets: dict[str, Path], tiny_bert: Path) -> None:

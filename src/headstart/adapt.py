@@ -37,7 +37,10 @@ STAGES = "stages"
 
 @dataclass
 class Run:
-    """Everything that one `fit` needs, validated: nothing has been spent on training yet."""
+    """Everything that one `fit` needs, validated: nothing has been spent on training yet.
+
+    answers: raw outputs of the finished model on the test rows, (rows,K), once it was measured on them.
+    """
 
     spec: Spec
     data: data.Data
@@ -47,6 +50,7 @@ class Run:
     stages: Stages
     test: Encoded | None
     started: float
+    answers: np.ndarray | None = None
 
     @property
     def identity(self) -> str:
@@ -277,7 +281,9 @@ def execute(
     try:
         run.stages.check_labels()
         chosen = _run_stages(run, folder, resume=resume, deadline=deadline)
-        made = Evidence(run.spec, run.data, run.task, run.stages, plan_made, chosen, run.started).bundle(run.test)
+        evidence = Evidence(run.spec, run.data, run.task, run.stages, plan_made, chosen, run.started)
+        made = evidence.bundle(run.test)
+        run.answers = evidence.answers
         if folder is not None:
             made.save(folder, overwrite=overwrite)
             (folder / RUN).unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from headstart.adapt import Run, execute, make_spec, prepare
 from headstart.errors import SpecError
@@ -183,17 +184,15 @@ def compare(
     task: Task | None = None
     for fit in fits:
         run = _prepared(fit)
-        task, found.metric = run.task, run.task.metric
+        task, found.metric, targets = run.task, run.task.metric, _targets(run)
         place = None if keep is None else keep / _key(fit, run)
         before = _done(place) if resume and place is not None else None
         cell, scores = before or (_fit_each if fit.arm == SINGLE else _fit)(fit, run)
         if before is None and place is not None:
             _keep(place, cell, scores)
         found.cells.append(cell)
-        if run.test is None or run.test.targets is None:
-            raise SpecError("there are no test rows to compare on")
         by_seed = answers.setdefault((fit.arm, fit.budget), {})
-        by_seed.setdefault(fit.seed, []).append(Answers(scores, run.test.targets.numpy()))
+        by_seed.setdefault(fit.seed, []).append(Answers(scores, targets))
         listen("cell", {"cell": cell, "metric": found.metric, "done": len(found.cells), "of": len(fits)})
     same_rows = folds is not None or all(data.test is not None for data in _data_of(fits[0].spec))
     if task is not None:
@@ -256,13 +255,20 @@ def _prepared(fit: _Fit) -> Run:
     return run
 
 
+def _targets(run: Run) -> np.ndarray:
+    if run.test is None or run.test.targets is None:
+        raise SpecError("there are no test rows to compare on")
+    return run.test.targets.numpy()
+
+
 def _fit(fit: _Fit, run: Run) -> tuple[Cell, np.ndarray]:
     started, busy = time.monotonic(), time.process_time()
     made = execute(run, None)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - busy
     report = made.report.to_json() if made.report is not None else {}
-    inputs = run.data.test.inputs() if run.data.test is not None else []
-    scores = made.scores([inputs[i] for i in range(len(inputs))])
+    if run.answers is None:
+        raise SpecError("the fit answered no test rows")
+    scores = run.task.scores(torch.from_numpy(run.answers), made.temperature).numpy()
     kept = next(stage for stage in report["stages"] if stage["kept"])
     weights = made.model.state_dict().values()
     cell = Cell(
@@ -276,18 +282,16 @@ def _fit(fit: _Fit, run: Run) -> tuple[Cell, np.ndarray]:
 
 def _fit_each(fit: _Fit, run: Run) -> tuple[Cell, np.ndarray]:
     """Every task of the spec by itself, with the same settings less the methods that need several; one cell for all."""
-    targets = None if run.test is None else run.test.targets
-    if targets is None:
-        raise SpecError("there are no test rows to compare on")
+    targets = _targets(run)
     scores = np.zeros((len(targets), run.task.outputs), dtype=np.float32)
     cells: list[Cell] = []
     for member in run.task.members:
         alone = prepare(_for_one(fit.spec.alone(member.name)))
         cell, own = _fit(fit, alone)
         cells.append(cell)
-        rows = np.flatnonzero(member.rows(targets.numpy()))
+        rows = np.flatnonzero(member.rows(targets))
         scores[rows[:, None], np.arange(run.task.outputs)[member.columns]] = own
-    value = run.task.measure(scores, targets.numpy())[run.task.metric]
+    value = run.task.measure(scores, targets)[run.task.metric]
     sums = {key: sum(getattr(cell, key) for cell in cells) for key in ADDED}
     peak = max(cell.peak_memory_bytes for cell in cells)
     return replace(cells[0], value=value, peak_memory_bytes=peak, stage="each", **sums), scores

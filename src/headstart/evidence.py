@@ -56,6 +56,8 @@ class Evidence:
     started: float
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of several tasks each one's share of the report, by name."""
+    answers: np.ndarray | None = None
+    """Raw outputs on the test rows, (rows,K), once `bundle` measured them."""
 
     def bundle(self, test: Encoded | None) -> Bundle:
         """The finished bundle: calibrated, measured, with its report."""
@@ -74,9 +76,9 @@ class Evidence:
         if validation is not None and held_out is not None:
             self._measure("validation", held_out, validation, made.temperature, metrics, details)
         if test is not None:
-            answered = self.stages.outputs("test", test)
-            self._measure("test", answered, test, made.temperature, metrics, details)
-            transfer = self._transfer(answered, test, made.temperature)
+            self.answers = self.stages.outputs("test", test)
+            self._measure("test", self.answers, test, made.temperature, metrics, details)
+            transfer = self._transfer(self.answers, test, made.temperature)
         measured = {
             "metrics": metrics,
             "splits": details,
