@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from headstart import label_errors, probe, tasks
+from headstart import label_errors, tasks
 from headstart.errors import MissingExtra, SpecError
+from headstart.heads import probe
 
 
 def problem(rows: int = 240, classes: int = 3, flipped: int = 24, width: int = 8) -> tuple[np.ndarray, Any, set[int]]:

@@ -35,9 +35,10 @@ def run(root: Path, name: str, per_class: int, seed: int) -> dict[str, Any]:
     from draws import draw
     from quality import head
 
-    from headstart import heads, inference, probe
+    from headstart import inference
     from headstart.adapt import make_spec, prepare
     from headstart.encoded import Encoded
+    from headstart.heads import probe, starts
 
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -49,7 +50,7 @@ def run(root: Path, name: str, per_class: int, seed: int) -> dict[str, Any]:
         stages.run(contrast, checkpoint=None, identity="", resume=False, deadline=None)
         training, backbone = stages.training(solve), stages.model.backbone
         rows, targets, task = training.name_rows, stages.train_rows.targets, made.task
-        texts = heads.sentences(task.labels, training.name_template, "training.name_rows")
+        texts = starts.sentences(task.labels, training.name_template, "training.name_rows")
         named = np.tile(inference.pooled(backbone, Encoded.of(made.modality, backbone, texts)), (rows, 1))
         extra = (named, torch.arange(task.outputs).repeat(rows))
         features, asked = inference.pooled(backbone, stages.train_rows), inference.pooled(backbone, made.test)

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from headstart import inference, label_errors, probe
+from headstart import inference, label_errors
 from headstart.adapt import make_spec, prepare
+from headstart.heads import probe
 
 OUT = Path(__file__).resolve().parent / "label_errors.jsonl"
 SHARE = 0.1

@@ -25,7 +25,7 @@ _HOMES = {
     "compare": "headstart.comparison",
     "export": "headstart.compression.export",
     "compress": "headstart.compression.run",
-    "lighten": "headstart.light",
+    "lighten": "headstart.bundle.light",
     "register": "headstart.registry.verbs",
     "models": "headstart.registry.verbs",
     "promote": "headstart.registry.verbs",
@@ -46,13 +46,13 @@ if TYPE_CHECKING:
     from headstart import errors, examples, methods, sklearn
     from headstart.adapt import fit
     from headstart.bundle import Bundle, load
+    from headstart.bundle.light import lighten
     from headstart.comparison import compare
     from headstart.compression.export import export
     from headstart.compression.run import compress
     from headstart.errors import BadInput, HeadstartError
     from headstart.evaluation import Report
     from headstart.explanation.attribution import explain
-    from headstart.light import lighten
     from headstart.protocols import Method
     from headstart.registry.removal import remove
     from headstart.registry.verbs import models, promote, register, rollback

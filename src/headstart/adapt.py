@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from headstart import bundle as bundles
-from headstart import catalog, data, heads, planning, recipe
+from headstart import catalog, data, planning, recipe
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, SpecError
 from headstart.evidence import Chosen, Evidence, forget_peak_memory
 from headstart.fitted import fresh_model, task_of
+from headstart.heads import starts
 from headstart.loop import Listener
 from headstart.model import Model
 from headstart.planning import Plan
@@ -136,7 +137,7 @@ def prepare(
     task = task_of(spec, loaded, labels) if start is None else start.task
     written = recipe.expand(
         spec, task=task.name, modality=modality.name, rows=len(loaded.train), outputs=task.outputs,
-        validated=loaded.validation is not None, named=heads.named(task.labels),
+        validated=loaded.validation is not None, named=starts.named(task.labels),
     )  # fmt: skip
     device = planning.choose_device(spec.training.device)
     model = (fresh_model(spec, modality, task) if start is None else copy.deepcopy(start.model)).to(device)

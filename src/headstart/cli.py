@@ -212,7 +212,7 @@ def lighten(
     as_json: Json = False,
 ) -> None:
     """Write a bundle without its backbone's weights, which are loaded from where they came."""
-    from headstart.light import lighten as run_lighten
+    from headstart.bundle.light import lighten as run_lighten
 
     made = run_lighten(bundle, out, overwrite=overwrite)
     sizes = [(folder / "model.safetensors").stat().st_size for folder in (bundle, out)]

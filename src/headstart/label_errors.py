@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headstart import probe, tasks
+from headstart import tasks
 from headstart.errors import MissingExtra, SpecError
+from headstart.heads import probe
 from headstart.protocols import Task
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from headstart import heads
 from headstart.errors import SpecError
+from headstart.heads import starts
 from headstart.model import Model
 from headstart.protocols import Method, Modality, Task
 from headstart.running import has_statistics
@@ -71,4 +71,4 @@ def _check_names(training: TrainingSpec, task: Task, modality: Modality) -> None
                 f"{key} needs a backbone that reads texts, since it reads the classes' names; "
                 f"this run reads {modality.name}: use training.head=prototypes, or leave it out"
             )
-        heads.sentences(task.labels, training.name_template, key)
+        starts.sentences(task.labels, training.name_template, key)

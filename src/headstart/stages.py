@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import bundle, heads, inference, label_errors, planning, probe, settings
+from headstart import bundle, inference, label_errors, planning, settings
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import SpecError
 from headstart.evaluation.calibration import temperature_of
 from headstart.fitted import make_task, make_tasks
+from headstart.heads import probe, starts
 from headstart.hooks import Hooks, make_methods, own_passes
 from headstart.loop import Listener, Loop
 from headstart.model import Model
@@ -184,10 +185,10 @@ class Stages:
             raise SpecError(f"training.head = '{training.head}' needs labels")
         features = self._features("train", self.train_rows)
         if training.head == "prototypes":
-            start = heads.prototypes(features, targets, self.task)
+            start = starts.prototypes(features, targets, self.task)
         else:
             named = self._named(training, "training.head = 'names'")
-            start = heads.names(named, features, targets, self.task)
+            start = starts.names(named, features, targets, self.task)
         self._set_head(start.weight, start.bias)
         return {"start": training.head, "score": start.score, "head_temperature": start.temperature}
 
@@ -226,7 +227,7 @@ class Stages:
     def _named(self, training: TrainingSpec, asked: str) -> np.ndarray:
         """Features (K,D) of a text made of each class's name. asked: the key that wants them."""
         backbone = self.model.backbone
-        texts = heads.sentences(self.task.labels, training.name_template, asked)
+        texts = starts.sentences(self.task.labels, training.name_template, asked)
         return inference.pooled(backbone, Encoded.of(self.modality, backbone, texts))
 
     def check_labels(self) -> None:
@@ -325,7 +326,7 @@ class Stages:
         """The training rows with those that methods and class names add, and for the report how many each added."""
         added = {name: rows for name, rows in hooks.rows(self.inputs).items() if rows}
         if training.name_rows and self.train_rows.targets is not None:
-            texts = heads.sentences(self.task.labels, training.name_template, "training.name_rows")
+            texts = starts.sentences(self.task.labels, training.name_template, "training.name_rows")
             # A name has the label, weight and origin of the first row of its class.
             first = [int((self.train_rows.targets == k).nonzero()[0]) for k in range(len(texts))]
             added["name_rows"] = list(zip(first, texts, strict=True)) * training.name_rows

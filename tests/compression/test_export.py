@@ -10,6 +10,7 @@ import pytest
 from smaller import TEXTS
 
 import headstart as hs
+from headstart.bundle.runtime import ENGINES, GraphModel
 from headstart.cli import run
 from headstart.compression import export as exports
 from headstart.compression import graph as graphs
@@ -17,7 +18,6 @@ from headstart.compression.forms import Form, Forms
 from headstart.compression.timing import Speed
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, DataError, ProofError, SpecError
-from headstart.runtime import ENGINES, GraphModel
 
 pytest.importorskip("onnxruntime", reason="needs the onnx extra")
 pytest.importorskip("onnxscript", reason="needs the onnx extra")

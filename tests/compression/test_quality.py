@@ -10,7 +10,7 @@ import pytest
 import headstart as hs
 from headstart.compression.quality import compare, compare_scores, find_rows
 from headstart.errors import DataError, SpecError
-from headstart.notation import parse_gate
+from headstart.spec.notation import parse_gate
 from headstart.tasks.regression import Regression
 
 

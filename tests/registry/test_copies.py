@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from headstart import bundle as bundles
+from headstart.bundle import bundle as bundles
 from headstart.errors import BundleError, ProofError
 from headstart.registry import copies
 

@@ -13,9 +13,9 @@ import pytest
 
 import headstart as hs
 from headstart.errors import DataError, RegistryError, SpecError
-from headstart.notation import parse_gate
 from headstart.registry import gate
 from headstart.registry.gate import judge
+from headstart.spec.notation import parse_gate
 from ticket_rows import EXTRA, write_rows
 
 

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from headstart import probe, tasks
+from headstart import tasks
 from headstart.encoded import seed_of
 from headstart.errors import DataError, SpecError
 from headstart.evaluation.calibration import fit_temperature, temperature_of
 from headstart.evaluation.intervals import intervals
+from headstart.heads import probe
 from headstart.tasks.multitask import Multitask
 
 PAIRS: list[tuple[str, Any]] = [

@@ -12,12 +12,12 @@ from typing import Any
 
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
+from headstart.bundle.runtime import ENGINES
 from headstart.compression.forms import Form, Forms
 from headstart.compression.quality import GATE, find_rows
 from headstart.compression.timing import Speed, fastest, in_turn
 from headstart.errors import BundleError, DataError, ProofError, SpecError
-from headstart.notation import parse_gate
-from headstart.runtime import ENGINES
+from headstart.spec.notation import parse_gate
 
 AUTO = "auto"
 TORCH = "torch"

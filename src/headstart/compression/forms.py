@@ -15,12 +15,12 @@ import numpy as np
 from headstart import backbones, inference
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
+from headstart.bundle.runtime import GraphModel
 from headstart.compression import graph as graphs
 from headstart.compression.quality import Labelled, Quality, compare, refusal, test_rows
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, ProofError
 from headstart.evaluation import Report, measure_split
-from headstart.runtime import GraphModel
 
 FILE = "onnx/model.onnx"
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from headstart.bundle.runtime import INPUTS, OUTPUTS
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, MissingExtra
-from headstart.runtime import INPUTS, OUTPUTS
 from headstart.values import Batch
 
 OPSET = 20

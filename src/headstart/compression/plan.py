@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from headstart.errors import SpecError, did_you_mean
-from headstart.notation import parse_gate, written
 from headstart.spec import MethodSpec
+from headstart.spec.notation import parse_gate, written
 
 LEARNED = ("prune", "distil")
 """Steps that give a model which can learn on."""

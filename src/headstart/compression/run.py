@@ -23,7 +23,7 @@ from headstart.compression.quality import GATE, Labelled, Quality, compare_score
 from headstart.compression.timing import fastest, in_turn
 from headstart.errors import BundleError, DataError, HeadstartError, Interrupted, ProofError, SpecError
 from headstart.loop import Listener
-from headstart.notation import parse_gate
+from headstart.spec.notation import parse_gate
 
 START = "start"
 BEST = "best"

@@ -25,8 +25,8 @@ from headstart.encoded import Encoded
 from headstart.frozen.kept import Guard, KeptRows, Store, Unfit
 from headstart.frozen.reaching import FEWEST, Trial, reach
 from headstart.hooks import Hooks
-from headstart.notation import parse_size
 from headstart.protocols import Backbone, Method, overrides
+from headstart.spec.notation import parse_size
 from headstart.steps import casting
 
 ROOM = 4 * 10**9

@@ -14,11 +14,11 @@ from typing import Any
 from headstart import bundle as bundles
 from headstart.bundle import Bundle
 from headstart.errors import GateError, HeadstartError, RegistryError, did_you_mean
-from headstart.notation import parse_gate
 from headstart.registry import gate as gates
 from headstart.registry import history, records
 from headstart.registry.place import Registry
 from headstart.registry.records import CHALLENGER, CHAMPION, Version
+from headstart.spec.notation import parse_gate
 
 ALIASES = (CHAMPION, CHALLENGER)
 PLACE = "registry"

@@ -42,8 +42,8 @@ def serve(
 ) -> None:
     """Answer requests over HTTP with one bundle or several, or with the champions of a registry."""
     from headstart.errors import MissingExtra
-    from headstart.notation import parse_size
     from headstart.serve.limits import Limits
+    from headstart.spec.notation import parse_size
 
     budget = None if memory is None else parse_size(memory)
     try:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart import backbones, borrowed, catalog
+from headstart import backbones, catalog
 from headstart import bundle as bundles
-from headstart.bundle import Bundle
+from headstart.bundle import Bundle, borrowed
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, ProofError
 from headstart.protocols import Backbone, Method, Task

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import inference, probe
+from headstart import inference
 from headstart.encoded import Encoded
+from headstart.heads import probe
 from headstart.protocols import Task
 from headstart.running import set_modes
 from headstart.spec import TrainingSpec

@@ -12,9 +12,9 @@ from torch import nn
 
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
-from headstart.notation import parse_size
 from headstart.running import set_modes
 from headstart.spec import TrainingSpec
+from headstart.spec.notation import parse_size
 from headstart.steps import casting, costing, recompute
 from headstart.values import Batch, Choice
 

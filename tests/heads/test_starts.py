@@ -9,9 +9,10 @@ import pytest
 import torch
 
 import headstart as hs
-from headstart import heads, inference
+from headstart import inference
 from headstart.encoded import Encoded
 from headstart.errors import SpecError
+from headstart.heads import starts
 from headstart.tasks.classification import Classification
 
 TASK = Classification.fit(["a", "b", "c"])
@@ -35,7 +36,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 def test_prototypes_answer_as_the_nearest_class_mean_does() -> None:
     features, targets = rows()
-    start = heads.prototypes(features, targets, TASK)
+    start = starts.prototypes(features, targets, TASK)
     means = unit(np.array([unit(features)[targets.numpy() == k].mean(0) for k in range(3)]))
     fresh = rows(1, 60)[0]
     logits = fresh @ start.weight.numpy().T + start.bias.numpy()
@@ -56,12 +57,12 @@ def test_a_row_is_scored_against_the_mean_of_the_others_of_its_class() -> None:
         others = [j for j in range(len(x)) if j != i]
         means = [unit(x[[j for j in others if y[j] == k]].mean(0)[None])[0] for k in range(3)]
         right += int(np.argmax([x[i] @ mean for mean in means]) == y[i])
-    assert heads.prototypes(features, targets, TASK).score == pytest.approx(right / len(x))
+    assert starts.prototypes(features, targets, TASK).score == pytest.approx(right / len(x))
 
 
 def test_one_row_a_class_gives_a_head_without_a_score() -> None:
     features, targets = rows(3, count=3)
-    start = heads.prototypes(features, targets, TASK)
+    start = starts.prototypes(features, targets, TASK)
     assert start.score is None and bool(torch.isfinite(start.weight).all())
     assert (features @ start.weight.numpy().T).argmax(1).tolist() == targets.tolist()
 
@@ -69,10 +70,10 @@ def test_one_row_a_class_gives_a_head_without_a_score() -> None:
 def test_names_are_the_nearest_name_by_cosine_and_ask_no_labels_for_it() -> None:
     features, targets = rows(4)
     named = np.random.default_rng(5).normal(size=(3, 5)).astype(np.float32)
-    start = heads.names(named, features, targets, TASK)
+    start = starts.names(named, features, targets, TASK)
     cosines = np.array([[f @ u for u in unit(named)] for f in unit(features)])
     assert (features @ start.weight.numpy().T).argmax(1).tolist() == cosines.argmax(1).tolist()
-    other = heads.names(named, features, targets.roll(1), TASK)
+    other = starts.names(named, features, targets.roll(1), TASK)
     ratio = (start.weight / other.weight).flatten()
     assert torch.allclose(ratio, ratio[0].expand_as(ratio), rtol=1e-4), "labels may change the temperature alone"
 
@@ -89,14 +90,14 @@ def test_names_are_the_nearest_name_by_cosine_and_ask_no_labels_for_it() -> None
     ],
 )
 def test_labels_are_split_into_words(label: str, said: str) -> None:
-    assert heads.spoken(label) == said
+    assert starts.spoken(label) == said
 
 
 @pytest.mark.parametrize("label", ["3", "-1", "2.5", "1_000", "___"])
 def test_bare_numbers_are_refused_with_a_sentence(label: str) -> None:
     with pytest.raises(SpecError, match="needs labels with names, received the label"):
-        heads.sentences(["good", label], "A {name} text.", "training.name_rows")
-    assert heads.sentences(["good", "4 stars"], "A {name} text.", "x") == ["A good text.", "A 4 stars text."]
+        starts.sentences(["good", label], "A {name} text.", "training.name_rows")
+    assert starts.sentences(["good", "4 stars"], "A {name} text.", "x") == ["A good text.", "A 4 stars text."]
 
 
 def fit(tickets: dict[str, Path], tiny_bert: Path, **training: object) -> hs.Bundle:
@@ -110,7 +111,7 @@ def test_names_classify_without_any_training(tickets: dict[str, Path], tiny_bert
     made = fit(tickets, tiny_bert, epochs=0, head="names", name_template="I want to talk about {name}")
     stage = made.report.to_json()["stages"][0]  # type: ignore[union-attr]
     assert stage["rows_trained"] == 0 and stage["details"]["head"]["start"] == "names"
-    texts = [f"I want to talk about {heads.spoken(label)}" for label in made.labels]
+    texts = [f"I want to talk about {starts.spoken(label)}" for label in made.labels]
     backbone = made.model.backbone
     named = unit(inference.pooled(backbone, Encoded.of(made.modality, backbone, texts)))
     asked = ["my card is lost", "refund please", "where is my parcel"]
@@ -163,7 +164,7 @@ def test_name_rows_move_a_probe_towards_the_names(tickets: dict[str, Path], tiny
         )
 
     with_names, without = solved(50), solved(0)
-    texts = [f"This text is about {heads.spoken(label)}." for label in with_names.labels]
+    texts = [f"This text is about {starts.spoken(label)}." for label in with_names.labels]
     assert list(with_names.predict(texts)) == list(with_names.labels)
     assert list(without.predict(texts)) != list(without.labels)
 

@@ -18,9 +18,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from headstart.errors import SpecError, did_you_mean
-from headstart.notation import parse_value, split_commas, written
-from headstart.sections import Section, plain, plant, sentence
-from headstart.training import TrainingSpec as TrainingSpec
+from headstart.spec.notation import parse_value, split_commas, written
+from headstart.spec.sections import Section, plain, plant, sentence
+from headstart.spec.training import TrainingSpec
 
 
 class DataSpec(Section):

@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from headstart.errors import SpecError
-from headstart.notation import parse_duration, parse_size
-from headstart.sections import Section
+from headstart.spec.notation import parse_duration, parse_size
+from headstart.spec.sections import Section
 
 
 class TrainingSpec(Section):

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from headstart import backbones, borrowed, catalog
+from headstart import backbones, catalog
 from headstart import bundle as bundles
-from headstart.bundle import Bundle
+from headstart.bundle import Bundle, borrowed
 from headstart.errors import BundleError, HeadstartError
 from headstart.hooks import Hooks
 from headstart.model import Model

@@ -9,7 +9,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
 
-from headstart import probe, tasks
+from headstart import tasks
+from headstart.heads import probe
 
 
 def problem(rows: int = 300, width: int = 20, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from headstart.errors import SpecError
-from headstart.notation import parse_duration, parse_size, parse_value
 from headstart.spec import MethodSpec, Spec
+from headstart.spec.notation import parse_duration, parse_size, parse_value
 
 # What a section may hold --------------------------------------------------------------------------
 

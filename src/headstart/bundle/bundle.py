@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from headstart import backbones, borrowed, catalog, inference, runtime, tasks
+from headstart import backbones, catalog, inference, tasks
+from headstart.bundle import borrowed, runtime
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, ProofError, did_you_mean
 from headstart.hooks import Hooks
