@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +38,20 @@ def test_a_run_keeps_what_the_finished_model_answers(method: str, tickets: dict[
     inputs = run.data.test.inputs()
     again = model.outputs([inputs[i] for i in range(len(inputs))])
     np.testing.assert_allclose(run.answers, again, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["freeze", "freeze:top=1", "lora:r=2", "prompt", "ema", "pgd", "sam", "l2sp", "lwf"])
+def test_a_model_that_is_let_go_leaves_at_once(method: str, tickets: dict[str, Path], tiny_bert: Path) -> None:
+    def fitted() -> weakref.ref[torch.nn.Module]:
+        spec = make_spec(str(tickets["train"]), methods=[method], backbone__ref=f"file:{tiny_bert}", training__epochs=1)
+        return weakref.ref(execute(prepare(spec), None).model)
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert fitted()() is None
+    finally:
+        gc.enable()
 
 
 def test_the_default_recipe_on_few_rows(tickets: dict[str, Path], tiny_bert: Path) -> None:

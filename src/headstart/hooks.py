@@ -77,6 +77,11 @@ class Hooks:
         holder: Any = {"task": self.task, "modality": self.modality}.get(room)
         return bool(getattr(holder, what, False)) or getattr(holder, "name", None) == what
 
+    def leave(self) -> None:
+        """The run is over: forget what it offered the methods."""
+        self.batches = self.validate = self.train_rows = None
+        self.autocast = nullcontext
+
     def owners(self, hook: str) -> list[str]:
         """The names of the methods that override a hook, in order."""
         return [name for name, method in self.methods.items() if overrides(method, hook)]

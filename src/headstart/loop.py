@@ -95,8 +95,13 @@ class Loop:
                 self._load()
             self.started = self.saved = time.monotonic()
             self._compile()
-            self._epochs()
-            return self._finish()
+            try:
+                self._epochs()
+                return self._finish()
+            finally:
+                # Held by what it holds, a model would stay in memory until Python looks for cycles, which is seldom.
+                self.hooks.leave()
+                self.prefix.leave()
 
     def _compile(self) -> None:
         """Decide whether blocks are compiled, once it is known who learns."""

@@ -115,6 +115,10 @@ class Prefix:
 
     resumed: Mapping[str, Any] | None = None
 
+    def leave(self) -> None:
+        """The run is over: forget whom it told, and who could stop it."""
+        self.tell, self.stop = lambda sentence: None, lambda: False
+
     def adapt(self, model: nn.Module) -> nn.Module:
         """`Hooks.adapt`, watching what the surgery touches."""
         shape = _Shape.of(model) if self.setting != "off" else None
