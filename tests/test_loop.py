@@ -199,9 +199,15 @@ def test_hooks_can_make_passes_in_the_precision_of_the_run() -> None:
     for bf16 in (True, False):
         loop = make_loop(epochs=1)
         loop.ways = Ways("bf16" if bf16 else "fp32")
+        seen: list[bool] = []
+
+        def look(event: str, figures: object, loop: Loop = loop, seen: list[bool] = seen) -> None:
+            with loop.hooks.context("any").autocast():
+                seen.append(torch.is_autocast_enabled(DEVICE.type))
+
+        loop.listen = look
         loop.train()
-        with loop.hooks.context("any").autocast():
-            assert torch.is_autocast_enabled(DEVICE.type) is bf16
+        assert seen and set(seen) == {bf16}
 
 
 @dataclass
