@@ -77,7 +77,7 @@ def test_a_comparison_goes_on_where_it_stopped(
     cells[0].unlink()
     calls = []
     real = comparison.execute
-    monkeypatch.setattr(comparison, "execute", lambda run, folder: calls.append(run) or real(run, folder))
+    monkeypatch.setattr(comparison, "execute", lambda run, *rest, **more: calls.append(run) or real(run, *rest, **more))
     again = compare(**options, resume=True)  # type: ignore[arg-type]
     assert len(calls) == 1, "only the fit that is missing is repeated"
     assert [c.value for c in again.cells] == [c.value for c in whole.cells]

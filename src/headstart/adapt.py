@@ -267,13 +267,14 @@ def _check_out(folder: Path | None, *, resume: bool, overwrite: bool) -> None:
 
 
 def execute(
-    run: Run, folder: Path | None, *, resume: bool = False, overwrite: bool = False, track: str | None = None
-) -> Bundle:
-    """Print the plan, run the stages, gather the evidence, save the bundle."""
+    run: Run, folder: Path | None, *, resume: bool = False, overwrite: bool = False, track: str | None = None,
+    timed: bool = True,
+) -> Bundle:  # fmt: skip
+    """Print the plan, `timed` or not, run the stages, gather the evidence, save the bundle."""
     listen = run.stages.listen
     if folder is not None:
         _begin(run, folder, resume=resume)
-    plan_made = run.plan()
+    plan_made = run.plan(timed=timed)
     listen("plan", {"plan": plan_made})
     tracker = _tracker(run, folder, track, resume=resume)
     limit = run.spec.training.time_limit

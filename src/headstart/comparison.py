@@ -263,7 +263,7 @@ def _targets(run: Run) -> np.ndarray:
 
 def _fit(fit: _Fit, run: Run) -> tuple[Cell, np.ndarray]:
     started, busy = time.monotonic(), time.process_time()
-    made = execute(run, None)
+    made = execute(run, None, timed=False)
     seconds, cpu_seconds = time.monotonic() - started, time.process_time() - busy
     report = made.report.to_json() if made.report is not None else {}
     if run.answers is None:
