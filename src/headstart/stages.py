@@ -326,10 +326,8 @@ class Stages:
         """The training rows with those that methods and class names add, and for the report how many each added."""
         added = {name: rows for name, rows in hooks.rows(self.inputs).items() if rows}
         if training.name_rows and self.train_rows.targets is not None:
-            texts = starts.sentences(self.task.labels, training.name_template, "training.name_rows")
-            # A name has the label, weight and origin of the first row of its class.
-            first = [int((self.train_rows.targets == k).nonzero()[0]) for k in range(len(texts))]
-            added["name_rows"] = list(zip(first, texts, strict=True)) * training.name_rows
+            each = starts.rows(self.task.labels, self.train_rows.targets, training.name_template)
+            added["name_rows"] = each * training.name_rows
         if not added:
             return self.train_rows, {}
         counts = {name: len(rows) for name, rows in added.items()}

@@ -179,3 +179,8 @@ def test_numbers_as_labels_have_no_names(tiny_bert: Path) -> None:
 def test_a_template_without_a_place_for_the_name_is_refused() -> None:
     with pytest.raises(SpecError, match=r"training.name_template: string should match pattern .*name"):
         hs.Spec.make(training__name_template="about it")
+
+
+def test_a_name_stands_beside_the_first_row_of_its_class() -> None:
+    found = starts.rows(["cat", "dog"], torch.tensor([1, 1, 0, 1]), "A {name} text.")
+    assert found == [(2, "A cat text."), (0, "A dog text.")]

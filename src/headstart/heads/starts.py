@@ -103,3 +103,12 @@ def sentences(labels: Sequence[str], template: str, asked: str) -> list[str]:
                 f"write what each class is called into the label column, or leave {asked} out"
             )
     return [template.replace("{name}", spoken(label)) for label in labels]
+
+
+def rows(labels: Sequence[str], targets: Tensor, template: str) -> list[tuple[int, str]]:
+    """A row a class that says its name, as (number, text): it takes the label, weight and origin of that training row.
+
+    targets: (N,) class numbers of the training rows; the first of each class is the one.
+    """
+    texts = sentences(labels, template, "training.name_rows")
+    return [(int((targets == k).nonzero()[0]), text) for k, text in enumerate(texts)]
