@@ -35,6 +35,24 @@ def test_the_order_stays() -> None:
     assert not threads()
 
 
+def test_the_background_has_one_thread_and_leaves_others_theirs() -> None:
+    def of_another() -> int:
+        found: list[int] = []
+        thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        return found[0]
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        for inside in behind(lambda number: torch.get_num_threads(), range(3)):
+            assert inside == 1 and torch.get_num_threads() == 2
+        assert torch.get_num_threads() == of_another() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_no_more_wait_than_may() -> None:
     """Two wait, and a third may be at hand while it finds no room."""
     taken: list[int] = []

@@ -42,6 +42,19 @@ def test_bf16_must_be_clearly_faster(half: float, chosen: str, said: str, monkey
     assert found.name == chosen and said in found.why
 
 
+def test_what_is_clearly_slower_is_not_timed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rounds are all there is to draw from; one kind that may yet win keeps all of them going."""
+    pretend(monkeypatch, {"fp32": [2.0, 1.0], "bf16": [3.0, 2.0], "bf16_weights": [4.0, 3.0]})
+    loop = make_loop([], "text")
+    found = precision.choose(loop.model, loop.train_rows, loop.training)
+    assert found.name == "fp32"
+    assert found.why == "bf16 takes 2.0 times as long here; bf16 with bf16 weights takes 3.0 times as long here"
+    pretend(
+        monkeypatch, {"fp32": [2.0, 1.0, 1.0, 1.0], "bf16": [3.0, 2.0, 2.0, 2.0], "bf16_weights": [2.0, 3.0, 0.5, 0.5]}
+    )
+    assert precision.choose(loop.model, loop.train_rows, loop.training).name == "bf16_weights"
+
+
 def test_the_fastest_of_the_kinds_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, {"fp32": [9.0, 1.0, 1.0, 1.0], "bf16": [0.5] * 4, "bf16_weights": [0.25] * 4})
     loop = make_loop([], "text")

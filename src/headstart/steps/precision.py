@@ -22,6 +22,9 @@ ROWS = 16
 FASTER = 1.2
 """bf16 rounds to 8 bits of mantissa: it must win by this factor, more than two timings of one thing differ."""
 
+HOPELESS = 0.8
+"""A kind that was less than this much as fast while warming up and again when first timed is not timed once more."""
+
 SHORTEST = 0.01
 """Seconds of a step below which there is nothing to gain, and too little to tell two timings apart."""
 
@@ -58,27 +61,28 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, *, learned: 
         return Precision("fp32", "the run is too short to try bf16")
     was_training = model.training
     model.eval()
-    times: dict[str, list[float]] = {}
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
     try:
-        for number in range(1, 2) if graphs else range(TRIALS + 1):  # a graph is timed several times by itself
-            for kind in list(kinds):
+        for number in range(TRIALS + 1 if auto and not graphs else 1):  # a graph is timed several times by itself
+            for kind in list(times):
                 try:
-                    spent = _seconds(model, rows, batch, kind, graphs=graphs)
+                    times[kind].append(_seconds(model, rows, batch, kind, graphs=graphs))
                 except Exception as error:  # what foreign code does with a type that it does not expect
-                    if training.precision != "auto":
+                    if not auto:
                         raise SpecError(_refusal(error)) from None
                     if kind == "fp32":
                         raise
-                    kinds.remove(kind)
-                    continue
-                if number:  # the first round warms up
-                    times.setdefault(kind, []).append(spent)
+                    del times[kind]
+            if number == 1 and all(_hopeless(times["fp32"], times[kind]) for kind in times if kind != "fp32"):
+                break
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
-    if training.precision != "auto":
+    if not auto:
         return Precision(training.precision)
-    tried = [kind for kind in kinds if kind in HALVES]
+    if not graphs:
+        times = {kind: spent[1:] for kind, spent in times.items()}  # the first round warms up
+    tried = [kind for kind in times if kind in HALVES]
     if not tried:
         return Precision("fp32", "bf16 does not run on this device")
     if min(times["fp32"]) < SHORTEST and not graphs:
@@ -89,6 +93,10 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, *, learned: 
     best = max(gains, key=lambda kind: gains[kind])
     said = "; ".join(_said(kind, gain) for kind, gain in gains.items())
     return Precision(best if gains[best] >= FASTER else "fp32", said)
+
+
+def _hopeless(plain: list[float], half: list[float]) -> bool:
+    return all(whole < HOPELESS * spent for whole, spent in zip(plain, half, strict=True))
 
 
 def _seconds(model: nn.Module, rows: Encoded, batch: np.ndarray, kind: str, *, graphs: bool) -> float:
