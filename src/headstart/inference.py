@@ -16,8 +16,12 @@ from headstart.encoded import Encoded
 from headstart.protocols import Backbone
 from headstart.values import Batch
 
-ROWS = 64
-"""Rows at a time where their lengths say nothing about memory (pictures, sounds) or are not to decide."""
+ROWS = 16
+"""Rows at a time where their lengths say nothing about memory (pictures, sounds) or are not to decide. On a CPU what 64
+pictures of 224 pixels leave between layers is far beyond its caches: 16 were 1.4 times as fast."""
+
+GPU_ROWS = 64
+"""The same on a GPU, which few rows leave idle."""
 
 IN_MEMORY = 256 * 2**20
 """Bytes of answers kept in memory; more than this goes to a memory-mapped temporary file."""
@@ -73,6 +77,8 @@ def _collect(module: nn.Module, rows: Encoded, batch_size: int | None, answer: C
     module.eval()
     device = next(module.parameters()).device
     found: np.ndarray | None = None
+    if batch_size is None and rows.prepared.budget is None and device.type == "cuda":
+        batch_size = GPU_ROWS
     try:
         with torch.inference_mode():
             for index in plan(rows, batch_size):

@@ -30,6 +30,7 @@ from headstart.errors import BundleError, HeadstartError, Interrupted
 from headstart.frozen.prefix import Prefix
 from headstart.hooks import Hooks
 from headstart.optimiser import Optimiser
+from headstart.parts import Parts
 from headstart.running import Listener as Listener
 from headstart.running import Trained as Trained
 from headstart.running import copied, interrupts, set_modes, swapped
@@ -74,7 +75,7 @@ class Loop:
         # Its state is one for the whole process, and someone else may have set it up by now.
         own = {} if is_initialized() else {"cpu": self.device.type == "cpu", "mixed_precision": "no"}
         self.accelerator = Accelerator(**own)
-        self.result = Trained(self.model, ahead=Ahead(self.training.prefetch))
+        self.result = Trained(self.model, ahead=Ahead(self.training.prefetch), parts=Parts(self.training.parts))
         self.position = (0, 0)
         self.steps_done, self.bad = 0, 0
         self.losses: list[float] = []
@@ -95,6 +96,7 @@ class Loop:
                 self._load()
             self.started = self.saved = time.monotonic()
             self._compile()
+            self.result.parts.apart = self._rows_apart()
             try:
                 self._epochs()
                 return self._finish()
@@ -113,6 +115,12 @@ class Loop:
 
         if self.accelerator.num_processes == 1:
             self.ways, self.result.compiled = self.ways.settled(self.model, batches)
+
+    def _rows_apart(self) -> bool:
+        """Whether no method lets the rows of a step meet, and nothing was made for batches of one size."""
+        meet = any(self.hooks.owners(hook) for hook in ("transform", "penalty", "backward"))
+        made = self.ways.compiled is not None or self.ways.graphed is not None
+        return self.device.type == "cpu" and not meet and not made
 
     def _steps(self) -> int:
         if self.steps_per_epoch is None:
@@ -181,10 +189,12 @@ class Loop:
     def _step(self, window: list[Batch], epoch: int) -> None:
         self.hooks.progress = Progress(self.steps_done, self._steps(), epoch, self.epochs)
         window = [part for batch in window for part in self._parts(batch)]
+        whole, window = len(window), self.result.parts.cut(self.model, window)
+        cut = len(window) > whole
         window = [self.hooks.transform(batch.to(self.device), i) for i, batch in enumerate(window)]
         total = self.accelerator.reduce(torch.stack([batch.weight.sum() for batch in window]).sum())
         loss = torch.zeros((), device=self.device)
-        with self.ways.step(self.model):
+        with self.result.parts.timed(window, cut=cut), self.ways.step(self.model):
             for position, batch in enumerate(window):
                 loss = loss + self.hooks.make_gradients(batch, lambda b: self._loss(b, total), position)
         priors = self.hooks.priors(self.model)

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from headstart.ahead import Ahead
+from headstart.parts import Parts
 from headstart.values import Choice
 
 Listener = Callable[[str, Mapping[str, Any]], None]
@@ -25,7 +26,7 @@ class Trained:
     """What a run leaves: the model, its history (one record per validation) and its cost.
 
     bottom: whether its frozen bottom was computed once, and if not why, where there was one. compiled: whether its
-    blocks were compiled, and why. ahead: how its batches were taken.
+    blocks were compiled, and why. ahead: how its batches were taken. parts: whether its steps were made in parts.
     """
 
     model: nn.Module
@@ -38,6 +39,7 @@ class Trained:
     bottom: list[str] = field(default_factory=list)
     compiled: Choice = field(default_factory=lambda: Choice(False))
     ahead: Ahead = field(default_factory=Ahead)
+    parts: Parts = field(default_factory=Parts)
 
 
 def set_modes(model: nn.Module, *, keep_stats: bool = False) -> None:

@@ -303,7 +303,7 @@ class Stages:
         details |= {"epochs": epochs, "learning_rate": rate, "precision": loop.ways.precision}
         details |= {"running_stats": training.running_stats} if has_statistics(self.model) else {}
         details |= {"precision_why": chosen.why} if chosen.why and chosen.name == loop.ways.precision else {}
-        details |= settled.record() | told(prefetch=trained.ahead, compiled=trained.compiled)
+        details |= settled.record() | told(prefetch=trained.ahead, compiled=trained.compiled, parts=trained.parts)
         return StageResult(
             stage.name, score, trained.seconds, trained.rows_trained, learned, trained.stopped,
             trained.history, trained.notes, details,

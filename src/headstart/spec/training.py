@@ -58,6 +58,10 @@ class TrainingSpec(Section):
         "auto",
         description="take the next batches in the background; auto: where that takes long and it measures faster",
     )
+    parts: Literal["auto", "off"] = Field(
+        "auto",
+        description="on a CPU, the pictures of a step a few at a time; auto: where it measures faster and is the same",
+    )
     memory_limit: str | None = Field(
         None, description="memory that a run may take, such as 6GB; what is free when left out"
     )

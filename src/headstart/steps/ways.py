@@ -12,6 +12,7 @@ from torch.utils.checkpoint import set_checkpoint_early_stop
 
 from headstart.ahead import Ahead
 from headstart.encoded import Encoded
+from headstart.parts import Parts
 from headstart.spec import TrainingSpec
 from headstart.steps import casting, compiling, graphing, memory, packing, recompute
 from headstart.steps.compiling import Compiled
@@ -21,7 +22,7 @@ from headstart.steps.precision import Precision
 from headstart.values import Batch, Choice
 
 
-def told(**choices: Choice | Ahead) -> dict[str, Any]:
+def told(**choices: Choice | Ahead | Parts) -> dict[str, Any]:
     """Choices for the report, those that say why."""
     return {name: {"on": choice.on, "why": choice.why} for name, choice in choices.items() if choice.why}
 
