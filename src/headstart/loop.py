@@ -118,7 +118,7 @@ class Loop:
 
     def _rows_apart(self) -> bool:
         """Whether no method lets the rows of a step meet, and nothing was made for batches of one size."""
-        meet = any(self.hooks.owners(hook) for hook in ("transform", "penalty", "backward"))
+        meet = self.hooks.owners("penalty") or self.hooks.owners("backward")
         made = self.ways.compiled is not None or self.ways.graphed is not None
         return self.device.type == "cpu" and not meet and not made
 
@@ -189,9 +189,9 @@ class Loop:
     def _step(self, window: list[Batch], epoch: int) -> None:
         self.hooks.progress = Progress(self.steps_done, self._steps(), epoch, self.epochs)
         window = [part for batch in window for part in self._parts(batch)]
+        window = [self.hooks.transform(batch.to(self.device), i) for i, batch in enumerate(window)]
         whole, window = len(window), self.result.parts.cut(self.model, window)
         cut = len(window) > whole
-        window = [self.hooks.transform(batch.to(self.device), i) for i, batch in enumerate(window)]
         total = self.accelerator.reduce(torch.stack([batch.weight.sum() for batch in window]).sum())
         loss = torch.zeros((), device=self.device)
         with self.result.parts.timed(window, cut=cut), self.ways.step(self.model):

@@ -76,8 +76,8 @@ class Parts:
 
 
 def _fixed(batch: Batch) -> bool:
-    """Rows without a length: a budget of tokens is what cuts the others."""
-    return "attention_mask" not in batch.inputs
+    """Rows without a length, since a budget of tokens is what cuts the others, and not to be mixed in the network."""
+    return "attention_mask" not in batch.inputs and batch.mix is None
 
 
 def _parts(batch: Batch) -> list[Batch]:

@@ -33,8 +33,8 @@ FOLDS = 5
 """Folds of the cross-validation that chooses C where no validation rows are given."""
 
 STEPS, STEPS_CROSSED = 70, 40
-"""Steps of the solver that a strength takes, on the mean over strengths: 45 to 120 evaluations on all of Banking77; 20 to
-40 across folds of 32 to 770 texts, four draws of three sets."""
+"""Steps of the solver that a strength takes, on the mean over strengths: 45 to 120 evaluations on all of Banking77, and
+20 to 40 across folds of 32 to 770 texts of three sets."""
 
 TIMED_ROWS, TIMED_STEPS = 1024, 30
 """Rows and steps of a problem that is timed for an estimate."""
