@@ -4,7 +4,7 @@ K rows of each class are drawn with their labels (`few_shot/draws.py`), the othe
 measured on the first test rows. From 16 rows a class on a tenth of the labelled rows validates, as usual.
 Each fit appends one JSON line to `few.jsonl` beside this file; a run that was cut off goes on.
 
-    python benchmarks/methods/few.py --data-root DATA --seeds 3
+    python benchmarks/methods/few.py --sets tweeteval_emotion cifar10_subset --data-root DATA --seeds 3
     python benchmarks/methods/few.py --table
 """
 
@@ -44,7 +44,9 @@ ARMS: dict[str, tuple[list[str] | None, dict[str, Any]]] = {
 }
 """Methods and training options. The threshold is lower than the papers' 0.95, which few epochs hardly reach."""
 
-SETS: dict[str, dict[str, Any]] = {"tweeteval_emotion": {}, "cifar10_subset": {"backbone": {"image_size": 64}}}
+SETS: dict[str, dict[str, Any]] = {
+    "tweeteval_emotion": {}, "sst5": {}, "ag_news": {}, "cifar10_subset": {"backbone": {"image_size": 64}}
+}  # fmt: skip
 SIZES = (4, 8, 25)
 STEPS, BATCH = 60, 16
 

@@ -19,7 +19,7 @@ from headstart import catalog, data, planning, recipe
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, SpecError
-from headstart.evidence import Chosen, Evidence, forget_peak_memory
+from headstart.evidence import Chosen, Evidence, forget_peak_memory, peak_memory
 from headstart.fitted import fresh_model, task_of
 from headstart.heads import starts
 from headstart.loop import Listener
@@ -71,7 +71,8 @@ class Run:
             stages=stages,
             said=self.data.said,
             findings=tuple(f"{finding.level}: {finding.message}" for finding in self.data.findings),
-            memory_bytes=None if before is None else before + planning.most_memory(stages),
+            # What the timed batches took is a floor: it has been seen.
+            memory_bytes=None if before is None else max(before + planning.most_memory(stages), peak_memory()),
         )
 
 
