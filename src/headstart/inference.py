@@ -62,12 +62,16 @@ def averaged(
     return _collect(model, rows, batch_size, answer)
 
 
-def plan(rows: Encoded, batch_size: int | None = None) -> list[np.ndarray]:
-    """Row numbers in batches, longest first, every row once: cut by `prepared.budget` (tokens, for text) or by rows."""
+def plan(rows: Encoded, batch_size: int | None = None, *, device: torch.device | None = None) -> list[np.ndarray]:
+    """Row numbers in batches, longest first, every row once: cut by `prepared.budget` (tokens, for text) or by rows.
+
+    device: where they are computed; a CPU when left out.
+    """
     lengths = rows.prepared.lengths
     if batch_size is None and rows.prepared.budget is not None:
         return by_budget(lengths, rows.prepared.budget)
-    size = ROWS if batch_size is None else batch_size
+    usual = GPU_ROWS if device is not None and device.type == "cuda" else ROWS
+    size = usual if batch_size is None else batch_size
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -77,11 +81,9 @@ def _collect(module: nn.Module, rows: Encoded, batch_size: int | None, answer: C
     module.eval()
     device = next(module.parameters()).device
     found: np.ndarray | None = None
-    if batch_size is None and rows.prepared.budget is None and device.type == "cuda":
-        batch_size = GPU_ROWS
     try:
         with torch.inference_mode():
-            for index in plan(rows, batch_size):
+            for index in plan(rows, batch_size, device=device):
                 values = answer(rows.batch(index.tolist()).to(device)).float().cpu().numpy()
                 if found is None:
                     found = _room(len(rows), values.shape[1])

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from headstart import inference
 from headstart.encoded import Encoded
 from headstart.frozen.kept import Guard, KeptRows, Store, Unfit
 from headstart.frozen.reaching import FEWEST, Trial, reach
@@ -31,9 +32,6 @@ from headstart.steps import casting
 
 ROOM = 4 * 10**9
 """Bytes that `training.cache = "auto"` takes at most; and never more than half of what is free."""
-
-BATCH = 64
-"""Rows that the frozen bottom is run on at a time."""
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 5e-2, "bf16_weights": 5e-2}
 """How far outputs of those rows may differ, as a share of the largest, by precision."""
@@ -273,14 +271,12 @@ class Prefix:
         if known is not None and known.shape == (len(rows), *trial.piece):
             store.put(range(len(rows)), torch.from_numpy(known), None)
             return store
-        order = np.argsort(-np.asarray(rows.prepared.lengths, dtype=np.int64), kind="stable")
         device = next(model.parameters()).device
-        for start in range(0, len(order), BATCH):
+        for index in inference.plan(rows, device=device):
             if self.stop():
                 raise Unfit("there was no time to compute it once")
-            index = order[start : start + BATCH].tolist()
-            batch = rows.batch(index).to(device)
-            store.put(index, reach(model, batch, trial.block), batch.inputs.get("attention_mask"))
+            batch = rows.batch(index.tolist()).to(device)
+            store.put(index.tolist(), reach(model, batch, trial.block), batch.inputs.get("attention_mask"))
         return store
 
 
