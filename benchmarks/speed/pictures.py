@@ -1,8 +1,8 @@
 """How many pictures at a time a processor likes: the same pictures through a network in batches of several sizes.
 
 EfficientNet-lite0 with its channels last, one thread, random pictures of 224 and 128 pixels: answers, and passes
-forward and backward over every parameter with the statistics of BatchNorm kept. Sizes take turns; each line is one kind of work
-at one size of picture. `training.parts` and the batches of answers (`inference.ROWS`) rest on it.
+forward and backward over every parameter with the statistics of BatchNorm kept. Sizes take turns; each line is one
+kind of work at one size of picture. `training.parts` and the batches of answers (`inference.ROWS`) rest on it.
 
     python benchmarks/speed/pictures.py --rounds 5
     python benchmarks/speed/pictures.py --table
