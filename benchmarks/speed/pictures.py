@@ -60,10 +60,8 @@ def table() -> None:
     """The table of the lines."""
     from timing import ratio
 
-    print(
-        "| work | pixels | rows a CPU second, 64 at a time | "
-        + " | ".join(f"{n}, times as fast" for n in AT_A_TIME[1:])
-    )
+    sizes = " | ".join(f"{size}, times as fast" for size in AT_A_TIME[1:])
+    print(f"| work | pixels | {AT_A_TIME[0]} at a time, rows a CPU second | {sizes} |")
     print("| --- " * (len(AT_A_TIME) + 2) + "|")
     for text in OUT.read_text(encoding="utf-8").splitlines():
         line = json.loads(text)
