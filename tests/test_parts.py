@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from timm.layers import DropPath
 from torch import nn
 
 from headstart import parts
@@ -71,6 +72,13 @@ def test_statistics_of_the_batch_are_of_the_whole_batch(clock: list[float]) -> N
     found, norm = Parts(apart=True, on=True), nn.Sequential(nn.BatchNorm2d(3))
     assert len(found.cut(norm, [batch()])) == 1
     assert len(found.cut(norm.eval(), [batch()])) == 2
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.1), DropPath(0.1)])
+def test_what_draws_sees_the_whole_batch(layer: nn.Module, clock: list[float]) -> None:
+    found = Parts(apart=True, on=True)
+    assert len(found.cut(nn.Sequential(layer), [batch()])) == 1
+    assert len(found.cut(nn.Sequential(layer).eval(), [batch()])) == 2
 
 
 def test_a_network_that_draws_is_left_alone(clock: list[float]) -> None:

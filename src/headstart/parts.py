@@ -33,7 +33,7 @@ class Parts:
 
     A step is cut only where its rows do not meet: not in a BatchNorm that takes statistics of the batch, and not in a
     method, for which `apart` speaks. Where the network draws (dropout), nothing is cut either: it would draw other
-    numbers, and what a timing chooses may only differ by rounding.
+    numbers, and what a timing chooses may only differ by rounding. A draw by anything else ends the trial.
     """
 
     setting: str = "auto"
@@ -46,14 +46,14 @@ class Parts:
     def cut(self, model: nn.Module, window: list[Batch]) -> list[Batch]:
         """The micro-batches of a step, in parts where that is faster, or is to be tried."""
         trying = self._open and len(self.paces[1]) < len(self.paces[0])
-        if not (self.on or trying) or _rows_meet(model):
+        if not (self.on or trying) or _must_be_whole(model):
             return window
         return [part for batch in window for part in _parts(batch)]
 
     @contextmanager
     def timed(self, window: list[Batch], *, cut: bool) -> Iterator[None]:
         """Around the passes of a step. cut: whether its rows were cut."""
-        rows, state = sum(len(batch) for batch in window), torch.get_rng_state()
+        rows, state = sum(map(len, window)), torch.get_rng_state()
         started = time.perf_counter()
         yield
         spent = (time.perf_counter() - started) / max(1, rows)
@@ -86,5 +86,12 @@ def _parts(batch: Batch) -> list[Batch]:
     return [batch.part(slice(start, start + ROWS)) for start in range(0, len(batch), ROWS)]
 
 
-def _rows_meet(model: nn.Module) -> bool:
-    return any(module.training and isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+def _must_be_whole(model: nn.Module) -> bool:
+    """Whether a BatchNorm takes statistics of the batch, or something draws (dropout, stochastic depth), just now."""
+    for module in model.modules():
+        if module.training and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return True
+        share = module.p if isinstance(module, nn.modules.dropout._DropoutNd) else getattr(module, "drop_prob", 0.0)
+        if module.training and share:
+            return True
+    return False
