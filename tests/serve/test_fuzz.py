@@ -53,6 +53,8 @@ def test_odd_requests_are_answered_or_refused(
                 assert "error" in response.json() and "Traceback" not in response.text
         assert {200, 400} <= statuses
         assert all(served.waiting == 0 for served in client.server.models.loaded) and not client.server.models._users
-        assert await client.predict("tickets", TEXTS) == before
+        # The texts may have been seen together or apart, as they came, and then differ by rounding.
+        after = await client.predict("tickets", TEXTS)
+        assert after == [pytest.approx(row, rel=1e-4) for row in before]
 
     ask({"tickets": text_bundle, "shades": image_bundle, "double": double_bundle}, test, Limits(rows=64))
