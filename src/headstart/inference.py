@@ -18,7 +18,7 @@ from headstart.values import Batch
 
 ROWS = 16
 """Rows at a time where their lengths say nothing about memory (pictures, sounds) or are not to decide. On a CPU what 64
-pictures of 224 pixels leave between layers is far beyond its caches: 16 were 1.4 times as fast."""
+pictures of 224 pixels leave between layers is far beyond its caches: 16 were 1.3 times as fast."""
 
 GPU_ROWS = 64
 """The same on a GPU, which few rows leave idle."""
