@@ -53,12 +53,13 @@ class Parts:
     @contextmanager
     def timed(self, window: list[Batch], *, cut: bool) -> Iterator[None]:
         """Around the passes of a step. cut: whether its rows were cut."""
+        if not self._open:
+            yield
+            return
         rows, state = sum(map(len, window)), torch.get_rng_state()
         started = time.perf_counter()
         yield
         spent = (time.perf_counter() - started) / max(1, rows)
-        if not self._open:
-            return
         if not torch.equal(state, torch.get_rng_state()):
             self.setting = "off"
             return
