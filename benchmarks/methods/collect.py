@@ -30,6 +30,11 @@ def _skewed(line: Line) -> dict[str, float]:
     return _accuracy(line) if line["case"] == "noise" else {"macro-F1 %": 100 * line["macro_f1"]}
 
 
+def _skew(line: Line) -> tuple[str, str]:
+    case = {"noise": "noisy labels", "tail": "rare classes"}[line["case"]]
+    return line["set"], f"{line['rows']} rows, {case}"
+
+
 def _robust(line: Line) -> dict[str, float]:
     attacked = {f"accuracy % attacked within {radius}": 100 * value for radius, value in line["robust"].items()}
     return {"accuracy %": 100 * line["clean"], **attacked}
@@ -37,14 +42,14 @@ def _robust(line: Line) -> dict[str, float]:
 
 SOURCES: dict[str, tuple[str, Callable[[Line], tuple[str, str]], Callable[[Line], dict[str, float]]]] = {
     "prune": ("plain", lambda x: (x["set"], "all rows"), _accuracy),
-    "skewed": ("plain", lambda x: (x["set"], {"noise": "noisy labels", "tail": "rare classes"}[x["case"]]), _skewed),
+    "skewed": ("plain", _skew, _skewed),
     "augment": ("plain", lambda x: (x["set"], f"{x['per_class']} rows a class"), _accuracy),
-    "adversarial": ("plain", lambda x: (x["set"], "50 rows a class"), _robust),
+    "adversarial": ("plain", lambda x: (x["set"], f"{x['per_class']} rows a class"), _robust),
     "distil": ("plain", lambda x: (x["set"], "a student of half the blocks"), _accuracy),
     "few": ("finetune", lambda x: (x["set"], f"{x['per_class']} rows a class"), _accuracy),
     "multitask": (
         "single",
-        lambda x: (f"three sets, {x['regime']}", "per task"),
+        lambda x: (f"{len(x['accuracy'])} sets, {x['regime']}", "per task"),
         lambda x: {"accuracy %": 100 * x["mean"]},
     ),
 }

@@ -6,6 +6,7 @@ or as skewed, and choose the epoch; the test rows are clean. The head starts at 
 appends one JSON line to `skewed.jsonl` beside this file; a run that was cut off goes on where it stopped.
 
     python benchmarks/methods/skewed.py --seeds 5
+    python benchmarks/methods/skewed.py --seeds 5 --times 3
     python benchmarks/methods/skewed.py --table
 """
 
@@ -74,24 +75,24 @@ def read(root: Path, name: str, part: str) -> list[tuple[str, str]]:
     return [(str(path), path.parent.name) for path in sorted((root / name / part).glob("*/*"))]
 
 
-def draw(rows: list[tuple[str, str]], case: str, seed: int, plan: dict[str, Any]) -> list[tuple[str, str]]:
-    """The training rows of one case and seed, the same for every arm."""
+def draw(rows: list[tuple[str, str]], case: str, seed: int, plan: dict[str, Any], times: int) -> list[tuple[str, str]]:
+    """The training rows of one case and seed, the same for every arm; `times` as many as the plan says."""
     generator = random.Random(f"{case}/{seed}")
     rows = generator.sample(rows, len(rows))
     classes = plan["classes"] or sorted({label for _, label in rows})
     if case == "noise":
-        rows = rows[: plan["rows"]]
+        rows = rows[: times * plan["rows"]]
         wrong = set(generator.sample(range(len(rows)), round(NOISE * len(rows))))
         others = {label: [other for other in classes if other != label] for label in classes}
         return [(x, generator.choice(others[y]) if i in wrong else y) for i, (x, y) in enumerate(rows)]
     found = []
     for k, label in enumerate(classes):
-        count = round(plan["largest"] * IMBALANCE ** (-k / (len(classes) - 1)))
+        count = round(times * plan["largest"] * IMBALANCE ** (-k / (len(classes) - 1)))
         found += [row for row in rows if row[1] == label][:count]
     return generator.sample(found, len(found))
 
 
-def fit(root: Path, name: str, case: str, arm: str, seed: int) -> dict[str, Any]:
+def fit(root: Path, name: str, case: str, arm: str, seed: int, times: int) -> dict[str, Any]:
     """One fit, measured on the official test rows."""
     import torch
 
@@ -99,7 +100,7 @@ def fit(root: Path, name: str, case: str, arm: str, seed: int) -> dict[str, Any]
     from headstart.adapt import make_spec, prepare
 
     plan, change = SETS[name], ARMS[case][arm]
-    train = draw(read(root, name, "train"), case, seed, plan)
+    train = draw(read(root, name, "train"), case, seed, plan, times)
     test = random.Random(0).sample(all_test := read(root, name, "test"), min(TEST_ROWS, len(all_test)))
     metric = "accuracy" if case == "noise" else "macro_f1"
     spec = {
@@ -120,6 +121,7 @@ def fit(root: Path, name: str, case: str, arm: str, seed: int) -> dict[str, Any]
         "case": case,
         "arm": arm,
         "seed": seed,
+        "times": times,
         "rows": len(run.data.train),
         "test_rows": len(run.data.test),
         "validation": [round(entry[metric], 4) for entry in result.history],
@@ -133,19 +135,19 @@ def fit(root: Path, name: str, case: str, arm: str, seed: int) -> dict[str, Any]
 
 def table(lines: list[dict[str, Any]]) -> str:
     """Mean and sd per set, case and arm, and the paired difference to plain, as Markdown."""
-    groups: dict[tuple[str, str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
+    groups: dict[tuple[str, int, str, str], dict[int, dict[str, Any]]] = defaultdict(dict)
     for line in lines:
-        groups[line["set"], line["case"], line["arm"]][line["seed"]] = line
+        groups[line["set"], line["times"], line["case"], line["arm"]][line["seed"]] = line
     rows = [
-        "| set | case | arm | seeds | accuracy % | macro-F1 % | macro-F1 less plain's |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| set | times | case | arm | seeds | accuracy % | macro-F1 % | macro-F1 less plain's |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (name, case, arm), found in groups.items():
-        plain = groups.get((name, case, "plain"), {})
+    for (name, times, case, arm), found in groups.items():
+        plain = groups.get((name, times, case, "plain"), {})
         gaps = [100 * (x["macro_f1"] - plain[seed]["macro_f1"]) for seed, x in found.items() if seed in plain]
         cells = [_spread([100 * x[key] for x in found.values()]) for key in ("accuracy", "macro_f1")]
         gap = "" if arm == "plain" else _spread(gaps, sign="+")
-        rows.append(f"| {name} | {case} | {arm} | {len(found)} | {cells[0]} | {cells[1]} | {gap} |")
+        rows.append(f"| {name} | {times} | {case} | {arm} | {len(found)} | {cells[0]} | {cells[1]} | {gap} |")
     return "\n".join(rows)
 
 
@@ -158,19 +160,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="wrong labels and rare classes")
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--times", type=int, default=1, help="so many times the rows")
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     lines = [json.loads(text) for text in OUT.read_text().splitlines()] if OUT.exists() else []
     if options.table:
         print(table(lines))
         return
-    done = {(x["set"], x["case"], x["arm"], x["seed"]) for x in lines}
+    done = {(x["set"], x["times"], x["case"], x["arm"], x["seed"]) for x in lines}
     for seed in range(options.seeds):
-        for name in SETS:
+        for name in options.sets:
             for case, arms in ARMS.items():
                 for arm in arms:
-                    if (name, case, arm, seed) not in done:
-                        line = fit(options.data_root, name, case, arm, seed)
+                    if (name, options.times, case, arm, seed) not in done:
+                        line = fit(options.data_root, name, case, arm, seed, options.times)
                         with OUT.open("a", encoding="utf-8") as file:
                             file.write(json.dumps(line) + "\n")
                         print(json.dumps(line), flush=True)
