@@ -4,8 +4,8 @@ The tasks are emotions of tweets, sentiment in five steps, and topics of news, o
 photos, paintings, cartoons and sketches, on EfficientNet-lite0. Each fit appends one JSON line to `multitask.jsonl`
 beside this file; a run that was cut off goes on where it stopped. The arm `single` fits each task alone with the same
 settings and as many epochs over its own rows. Validation and test rows of texts are cut to every n-th, the same for all
-arms; pictures are validated on a part of the training rows. `--table` prints the means over seeds and the differences to
-`single`, paired by seed.
+arms; pictures are validated on a part of the training rows. `--table` prints the means over seeds and the differences
+to `single`, paired by seed.
 
     python benchmarks/methods/multitask.py few
     python benchmarks/methods/multitask.py --table
