@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from headstart.planning import Plan, describe_stage
 from headstart.spec import TrainingSpec
 from headstart.steps import costing
 from headstart.steps.precision import Precision
+from headstart.values import Batch
 from method_runs import make_loop, make_method
 
 
@@ -110,6 +112,53 @@ def test_time_and_memory_of_a_whole_run() -> None:
     slow = dataclasses.replace(costs, first=0.5, update=0.25)
     started = describe_stage("all", {}, TrainingSpec(), costs=slow, start=7.0, **asked)
     assert started.seconds == pytest.approx(tuned.seconds + 0.5 * 120 + 7 + 0.25 * started.steps)
+
+
+def test_a_bottom_that_is_computed_once_takes_its_time_once() -> None:
+    costs = costing.Costs(step=0.3, answer=0.1, bottom=0.1)
+    found = describe_stage(
+        "top", {}, TrainingSpec(), rows=100, epochs=3, rate=1e-3, trainable=10, total=50, precision=Precision(),
+        costs=costs, validated=20,
+    )  # fmt: skip
+    # Once for each row, three times the rest of a step; answers to validation rows are nothing but the bottom here.
+    assert found.seconds == pytest.approx(100 * 0.1 + 3 * 100 * 0.2 + 20 * 0.1)
+
+
+def test_the_bottom_is_timed_on_rows_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, seen = make_loop([], "text"), []
+
+    def bottom(batch: Batch) -> torch.Tensor:
+        assert not torch.is_grad_enabled()
+        seen.append(len(batch))
+        return torch.zeros(())
+
+    clock = iter(range(1000))
+    monkeypatch.setattr(costing, "once", lambda *_, **more: (1.0, 2.0, 0))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    costs = costing.measure(
+        loop.model, loop.train_rows, loop.training, precision="fp32", backward=True, bottom=bottom
+    )  # fmt: skip
+    batches = len(loop.train_rows.plan(loop.training, 0))
+    assert 0 < len(seen) <= costing.TIMED
+    assert costs.bottom == pytest.approx(batches / len(loop.train_rows), rel=0.3)
+
+
+@pytest.mark.parametrize(
+    ("whole", "apart", "expected"), [(3.0, True, 1 / 16), (2.1, True, 2.1 / 32), (3.0, False, 3 / 32)]
+)
+def test_steps_that_are_cut_are_planned_so(
+    whole: float, apart: bool, expected: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """32 rows cost `whole` at once, and 16 one second, of which two take 2."""
+    loop = make_loop([], "image")
+
+    def run(model: object, rows: object, index: np.ndarray, **options: bool) -> tuple[float, float, int]:
+        return 0.0, whole if len(index) == 32 else 1.0, 0
+
+    monkeypatch.setattr(costing, "batches", lambda *_, **more: [np.arange(32) % len(loop.train_rows)])
+    monkeypatch.setattr(costing, "once", run)
+    costs = costing.measure(loop.model, loop.train_rows, loop.training, precision="fp32", backward=True, apart=apart)
+    assert costs.step == pytest.approx(expected)
 
 
 def test_a_small_part_of_a_batch_of_inference_stands_for_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,6 +76,11 @@ class Parts:
         return self.setting == "auto" and self.apart and not self.why
 
 
+def cuts(model: nn.Module, batch: Batch) -> bool:
+    """Whether the rows of such a batch may go through this network in parts, as it stands now."""
+    return _fixed(batch) and not _must_be_whole(model)
+
+
 def _fixed(batch: Batch) -> bool:
     """Rows without a length, since a budget of tokens is what cuts the others, and not to be mixed in the network."""
     return "attention_mask" not in batch.inputs and batch.mix is None

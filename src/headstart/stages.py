@@ -20,12 +20,14 @@ from headstart.encoded import Encoded, seed_of
 from headstart.errors import SpecError
 from headstart.evaluation.calibration import temperature_of
 from headstart.fitted import make_task, make_tasks
+from headstart.frozen.prefix import Prefix
 from headstart.heads import probe, starts
 from headstart.hooks import Hooks, make_methods, own_passes
 from headstart.loop import Listener, Loop
 from headstart.model import Model
+from headstart.parts import cuts
 from headstart.protocols import Method, Modality, Task
-from headstart.running import has_statistics
+from headstart.running import has_statistics, set_modes
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
 from headstart.steps import costing, precision
 from headstart.steps.precision import Precision
@@ -343,15 +345,16 @@ class Stages:
         scores = self.task.scores(torch.from_numpy(inference.outputs(self.model, rows)))
         return self.task.measure(scores.numpy(), rows.targets.numpy())[self.task.metric]
 
-    def _trial(self, stage: StageSpec) -> tuple[nn.Module, dict[str, Method], list[nn.Parameter]]:
-        """A copy of the model after the stage's surgery, with gradients for what learns; its methods; what learns."""
+    def _trial(self, stage: StageSpec) -> tuple[nn.Module, dict[str, Method], list[nn.Parameter], Prefix]:
+        """A copy of the model after surgery, with gradients for what learns; its methods; what learns; its bottom."""
         methods, hooks = self.check(stage)
-        trial: nn.Module = hooks.adapt(copy.deepcopy(self.model))
+        prefix = Prefix(hooks, self.train_rows, self.validation, self.training(stage).cache)
+        trial = prefix.adapt(copy.deepcopy(self.model))
         learning = {id(p): p for group in hooks.groups(trial) for p in group.parameters}
         learning |= {id(p): p for p in trial.head.parameters()}  # type: ignore[union-attr]
         for parameter in trial.parameters():
             parameter.requires_grad_(id(parameter) in learning)
-        return trial, methods, list(learning.values())
+        return trial, methods, list(learning.values()), prefix
 
     def _settle(self, stage: StageSpec, training: TrainingSpec, trial: nn.Module, methods: Methods) -> Settled:
         """How the stage's steps are made: decided once, on a copy of the model after its surgery."""
@@ -368,18 +371,23 @@ class Stages:
         """
         found, fresh = [], self.fresh_head
         for stage in stages:
-            trial, methods, learning = self._trial(stage)
+            trial, methods, learning, prefix = self._trial(stage)
             training = self._stats(self.training(stage), methods)
+            epochs = planning.choose_epochs(training, len(self.train_rows))
             asked = "fp32" if training.precision == "auto" else training.precision
             chosen, costs, settled = Precision(asked), None, None
             if timed and training.optimizer == "lbfgs":
                 costs = costing.measure(trial, self.train_rows, training, precision="fp32", backward=False)
             elif timed:
                 settled = self._settle(stage, training, trial, methods)
-                chosen, step = settled.precision, settled.ways.step(trial)
+                chosen, prefix.precision = settled.precision, settled.precision.name
+                set_modes(trial, keep_stats=training.running_stats == "keep")
+                apart = training.parts == "auto" and self.device.type == "cpu" and not prefix.why_not()
                 costs = costing.measure(
-                    trial, self.train_rows, training, precision=chosen.name, backward=True, step=step
-                )
+                    trial, self.train_rows, training, precision=chosen.name, backward=True,
+                    step=settled.ways.step(trial), bottom=prefix.foreseen(trial, epochs),
+                    apart=apart and cuts(trial, self.train_rows.batch([0])),
+                )  # fmt: skip
                 costs = dataclasses.replace(costs, kept=settled.memory.kept)
             start = 0.0
             if costs and fresh:
@@ -389,7 +397,7 @@ class Stages:
             described = planning.describe_stage(
                 stage.name, methods, training, precision=chosen, costs=costs, start=start,
                 rows=len(self.train_rows), validated=len(self.validation or ()),
-                epochs=planning.choose_epochs(training, len(self.train_rows)),
+                epochs=epochs,
                 rate=planning.choose_rate(training, methods, self.modality.name),
                 trainable=sum(p.numel() for p in learning),
                 total=sum(p.numel() for p in trial.parameters()),

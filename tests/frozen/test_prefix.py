@@ -28,9 +28,11 @@ from headstart.modalities.image import ImageModality
 from headstart.modalities.text import TextModality
 from headstart.model import Model
 from headstart.protocols import Context, Method
+from headstart.running import set_modes
 from headstart.spec import BackboneSpec, TrainingSpec
 from headstart.steps.ways import Ways
 from headstart.tasks.classification import Classification
+from headstart.values import Batch
 from hub_folders import IMAGE, TEXT, WORDS, hub
 from tiny import make_loop, make_rows, make_task
 
@@ -392,6 +394,41 @@ def test_several_processes_do_without() -> None:
     model.backbone.eval()
     prefix.prepare(model, 0, 3)
     assert prefix.boundary(model) == 3 and not prefix.rows
+
+
+def foreseen(loop: Loop, epochs: int = 2) -> Callable[[Batch], Tensor] | None:
+    """What a plan expects of the run, before it is begun."""
+    prefix = Prefix(loop.hooks, loop.train_rows, loop.validation, loop.training.cache)
+    model = prefix.adapt(copy.deepcopy(loop.model))
+    learning = {id(p) for group in loop.hooks.groups(model) for p in group.parameters}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in learning)
+    set_modes(model)
+    return prefix.foreseen(model, epochs)
+
+
+@pytest.mark.parametrize(
+    ("method", "setting"),
+    [
+        (Freeze(top=1), "auto"),
+        (Freeze(top=1), "off"),
+        (Freeze(probe=True), "auto"),
+        (Freeze(), "auto"),
+        (Mixup(), "auto"),
+    ],
+)
+def test_what_is_foreseen_is_what_is_kept(method: Method, setting: str) -> None:
+    bottom = foreseen(tiny(method)(setting))
+    assert (bottom is not None) == bool(once(losses_of(tiny(method)(setting))[0]))
+    if bottom is not None:
+        assert len(bottom(tiny(method)(setting).train_rows.batch([0, 1, 2]))) == 3
+
+
+def test_nothing_is_foreseen_without_room_or_epochs() -> None:
+    make = tiny(Freeze(top=1))
+    assert foreseen(make("auto"), epochs=1) is None
+    assert foreseen(make("1KB")) is None
+    assert foreseen(make("auto")) is not None
 
 
 def test_bf16_keeps_what_bf16_made() -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from headstart import inference
 from headstart.encoded import Encoded
@@ -29,6 +29,7 @@ from headstart.hooks import Hooks
 from headstart.protocols import Backbone, Method, overrides
 from headstart.spec.notation import parse_size
 from headstart.steps import casting
+from headstart.values import Batch
 
 ROOM = 4 * 10**9
 """Bytes that `training.cache = "auto"` takes at most; and never more than half of what is free."""
@@ -43,6 +44,8 @@ SEEN = {
     "backward": "makes its own forward passes",
 }
 """What a method's hook does that needs the whole network; hooks that are in neither list are taken to need it too."""
+
+Jobs = list[tuple[str, Encoded, str]]
 
 HARMLESS = frozenset((
     "adapt", "groups", "learning_rate", "passes", "first_epoch", "rows", "prior", "gradients", "after_step",
@@ -210,6 +213,21 @@ class Prefix:
         else:
             self._say(f"the frozen {bottom} is computed once and kept ({_written(size)})")
 
+    def foreseen(self, model: nn.Module, epochs: int) -> Callable[[Batch], Tensor] | None:
+        """What makes of a batch what a run of so many epochs would compute once; None where it would keep nothing.
+
+        model: in the modes of training, with gradients for all that is ever going to learn; it is left as it was.
+        """
+        boundary = self.boundary(model) if self.setting != "off" else None
+        if boundary is None or not self.alone or epochs < 2 or len(self.train_rows) < FEWEST or self.why_not():
+            return None
+        block = None if boundary == len(model.backbone.blocks) else boundary  # type: ignore[union-attr, arg-type]
+        try:
+            self._tried(model, block)
+        except Unfit:
+            return None
+        return lambda batch: reach(model, batch, block)
+
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to use kept rows in the very epochs in which the run alone does."""
         block = self.rows[0][1].block if self.rows else None
@@ -242,16 +260,7 @@ class Prefix:
 
     def _build(self, model: nn.Module, block: int | None) -> int:
         """Try a few rows, then keep all; the bytes taken. Raises Unfit."""
-        jobs = [("train", self.train_rows, self.precision)]
-        if self.validation is not None:
-            jobs.append(("validation", self.validation, "fp32"))
-        trials: dict[str, Trial] = {}
-        for kind in dict.fromkeys(kind for _, _, kind in jobs):
-            with torch.no_grad(), casting.running(model, kind):
-                trials[kind] = Trial(model, self.train_rows, block, TOLERANCE[kind])
-        size = sum(trials[kind].size(rows) for _, rows, kind in jobs)
-        if size > (room := _room(self.setting)):
-            raise Unfit(f"keeping it takes {_written(size)}, and training.cache has room for {_written(room)}")
+        jobs, trials, size = self._tried(model, block)
         guard = Guard(_parts(model, block))
         for name, rows, kind in jobs:
             trial = trials[kind]
@@ -264,6 +273,23 @@ class Prefix:
             )  # fmt: skip
             self.rows.append((rows, kept))
         return size
+
+    def _tried(self, model: nn.Module, block: int | None) -> tuple[Jobs, dict[str, Trial], int]:
+        """What is to be kept (name, rows, precision), a trial in each precision, the bytes all of it takes.
+
+        Raises Unfit when a trial does not give the same features, and when there is no room.
+        """
+        jobs: Jobs = [("train", self.train_rows, self.precision)]
+        if self.validation is not None:
+            jobs.append(("validation", self.validation, "fp32"))
+        trials: dict[str, Trial] = {}
+        for kind in dict.fromkeys(kind for _, _, kind in jobs):
+            with torch.no_grad(), casting.running(model, kind):
+                trials[kind] = Trial(model, self.train_rows, block, TOLERANCE[kind])
+        size = sum(trials[kind].size(rows) for _, rows, kind in jobs)
+        if size > (room := _room(self.setting)):
+            raise Unfit(f"keeping it takes {_written(size)}, and training.cache has room for {_written(room)}")
+        return jobs, trials, size
 
     def _filled(self, model: nn.Module, rows: Encoded, trial: Trial, known: np.ndarray | None) -> Store:
         """What the bottom makes of all rows, the longest first. Raises Unfit when asked to stop."""

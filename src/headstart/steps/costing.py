@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import inference
+from headstart import inference, parts
 from headstart.encoded import Encoded
 from headstart.heads import probe
 from headstart.protocols import Task
 from headstart.running import set_modes
 from headstart.spec import TrainingSpec
 from headstart.steps import casting
+from headstart.values import Batch
 
 WORTH = 10
 """How many times what trying another way of computing takes a run must take, before it is tried by itself."""
@@ -39,7 +41,7 @@ TIMED_TOKENS = 1024
 class Costs:
     """What rows cost, measured. step: seconds a row, forward and backward; answer: forward alone. kept: bytes that the
     longest batch keeps between the two. first: seconds more that a row takes the first time, when it is read. update:
-    seconds of a step's update.
+    seconds of a step's update. bottom: of a row's step or answer, the seconds of what is computed once a run.
     """
 
     step: float
@@ -47,6 +49,7 @@ class Costs:
     kept: int = 0
     first: float = 0.0
     update: float = 0.0
+    bottom: float = 0.0
 
 
 def measure(
@@ -57,19 +60,22 @@ def measure(
     precision: str,
     backward: bool,
     step: AbstractContextManager[Any] | None = None,
+    bottom: Callable[[Batch], Tensor] | None = None,
+    apart: bool = False,
 ) -> Costs:
     """What rows cost, from `TIMED` batches of the first epoch after one untimed batch; the model is left as it was.
 
     The batches stand for equally many others, from short to long, so padding and long rows count as often as they
     occur. Without `backward` they are those of inference. Steps draw dropout, and move no statistics of BatchNorm.
-    step: how steps are made.
+    step: how steps are made. bottom: makes of a batch what the run computes once. apart: whether the run cuts its
+    steps into parts where that is faster.
     """
     found = batches(rows, training, backward=backward)
     padded = np.array([len(batch) * int(rows.prepared.lengths[batch].max()) for batch in found])
     order = np.argsort(padded, kind="stable")
     was_training = model.training
     model.eval()
-    kept, seconds, answers, done, reading, read = 0, 0.0, 0.0, 0.0, 0.0, 0
+    kept, seconds, answers, below, done, reading, read = 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0
     with ExitStack() as stack:
         stack.enter_context(step or nullcontext())
         stack.enter_context(torch.random.fork_rng())
@@ -88,12 +94,40 @@ def measure(
             reading += _reading(rows, batch)
             read += len(batch)
             forward, whole, _ = once(model, rows, batch, precision=precision, backward=backward)
+            if bottom is not None:
+                below += _bottom(model, rows, batch, bottom, precision) * len(whole_batch) / len(batch) * len(group)
             stands_for = len(whole_batch) / len(batch) * len(group)
             answers += forward * stands_for
             seconds += whole * stands_for
             done += len(batch) * stands_for
+        if backward and bottom is None and apart:
+            seconds /= _gain(model, rows, found[order[-1]], precision)
     update = _update(model) if backward else 0.0
-    return Costs(seconds / done, answers / done, kept, reading / read, update)
+    return Costs(seconds / done, answers / done, kept, reading / read, update, below / done)
+
+
+def _bottom(
+    model: nn.Module, rows: Encoded, index: np.ndarray, bottom: Callable[[Batch], Tensor], precision: str
+) -> float:
+    """Seconds of taking these rows and running what is computed once."""
+    device = next(model.parameters()).device
+    started = time.perf_counter()
+    with torch.no_grad(), casting.running(model, precision):
+        bottom(rows.batch(index.tolist()).to(device))
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _gain(model: nn.Module, rows: Encoded, index: np.ndarray, precision: str) -> float:
+    """How many times as fast a step is whose rows go through in parts; 1 where a run would not cut it."""
+    if len(index) <= parts.ROWS:
+        return 1.0
+    pieces = [index[start : start + parts.ROWS] for start in range(0, len(index), parts.ROWS)]
+    whole, cut = (
+        sum(once(model, rows, piece, precision=precision, backward=True)[1] for piece in each)
+        for each in ([index], pieces)
+    )
+    return whole / cut if whole >= parts.FASTER * cut else 1.0
 
 
 def _update(model: nn.Module) -> float:
