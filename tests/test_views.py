@@ -14,6 +14,7 @@ from headstart import views
 from headstart.cli import run
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError
+from headstart.modalities.image import ImageModality
 from headstart.protocols import Context
 from headstart.values import Progress
 from method_runs import make_model  # it also makes `method_helpers` importable
@@ -54,6 +55,11 @@ def by_hand(model: Any, inputs: list[str], count: int, seed: int, method: hs.met
 def context(model: Any, seed: int) -> Context:
     generator = torch.Generator().manual_seed(seed)
     return Context(model.task, model.modality, Progress(0, 1, 0, 1), generator, {})
+
+
+def test_views_are_drawn_anew_however_many_training_had() -> None:
+    trained = {"name": "augment", "options": {"views": 2, "flip": 0.3}}
+    assert views.augmentation(ImageModality(), [trained]) == hs.methods.Augment(flip=0.3)
 
 
 @pytest.mark.parametrize("name", ["own", "plain"])

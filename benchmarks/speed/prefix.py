@@ -33,6 +33,13 @@ SUITES: dict[str, dict[str, Any]] = {
     "text-top2": {**TEXT, "method": "freeze:top=2", "head": "random", "rate": 2e-4, "train": 6},
     "image-head": {**IMAGE, "method": "freeze:probe", "head": "random", "rate": 1e-2},
     "image-top2": {**IMAGE, "method": "freeze:top=2", "head": "random", "rate": 3e-4},
+    "image-top2-views": {
+        **IMAGE,
+        "method": "freeze:top=2",
+        "head": "random",
+        "rate": 3e-4,
+        "more": ["augment:views=3"],
+    },
 }
 """Per suite: rows, network, who learns, and how the head starts ('probe' solves it on frozen features first)."""
 
@@ -67,7 +74,7 @@ def measure(suite: dict[str, Any], parts: dict[str, Path], arm: str, seed: int) 
 
     training = {"epochs": EPOCHS, "batch_size": BATCH, "learning_rate": suite["rate"], "head": suite["head"],
                 "patience": None, "precision": "fp32", "cache": arm}  # fmt: skip
-    spec = {"stages": [{"name": "learn", "methods": [suite["method"]], "training": training}]}
+    spec = {"stages": [{"name": "learn", "methods": [suite["method"], *suite.get("more", [])], "training": training}]}
     flat: dict[str, Any] = {f"data__{part}": str(path) for part, path in parts.items()}
     flat |= {"backbone__image_size": suite.get("image_size")}
     run = prepare(make_spec(spec=spec, backbone__ref=suite["backbone"], training__seed=seed, **flat))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -155,14 +155,31 @@ class Hooks:
         return iter(batches)
 
     def transform(self, batch: Batch, position: int) -> Batch:
-        """The batch through every transform in order; `position` is the micro-batch's place in its window."""
+        """The batch through every transform in order; `position` is the micro-batch's place in its window.
+
+        What was kept of rows is a version of them already.
+        """
         for name in self.owners("transform"):
+            if batch.kept is not None and self.methods[name].versions():
+                continue
             changed = self.methods[name].transform(batch, self.context(name, position))
             if len(changed.origin) != len(changed) or not set(changed.origin.tolist()) <= set(batch.origin.tolist()):
                 raise MethodError(f"'{name}' returned a batch whose 'origin' does not say where its rows came from")
             self._seen(name, _differs(batch, changed))
             batch = changed
         return batch
+
+    def versions(self) -> int:
+        """How many versions of each training row the epochs see; 1 where nothing changes them, or always anew."""
+        return max((method.versions() for method in self.methods.values()), default=0) or 1
+
+    def version(self, batch: Batch, epoch: int) -> Batch:
+        """The version of these rows that an epoch sees."""
+        progress, self.progress = self.progress, replace(self.progress, epoch=epoch)
+        try:
+            return self.transform(batch, 0)
+        finally:
+            self.progress = progress
 
     def penalties(self, view: View) -> dict[str, Tensor]:
         """Every penalty on a micro-batch, names disjoint."""

@@ -222,11 +222,12 @@ def describe_stage(
     costs: Costs | None,
     validated: int = 0,
     start: float = 0.0,
+    versions: int = 1,
     ways: Sequence[str] = (),
 ) -> StagePlan:
     """A stage's plan from what was chosen for it. validated: rows that are answered after each epoch.
 
-    start: seconds that it takes to give the head its start.
+    start: seconds that it takes to give the head its start. versions: of each row, of which a bottom is computed once.
     """
     exact = training.optimizer == "lbfgs"
     steps = 0 if exact else epochs * math.ceil(rows / (training.batch_rows * training.accumulate))
@@ -242,7 +243,7 @@ def describe_stage(
             seconds = epochs * epoch_seconds(costs, rows, validated, passes) + steps * costs.update
             seconds += costs.answer * validated  # of the weights that are kept
             # What is computed once takes its time once, not in each epoch and when the kept weights are scored.
-            seconds -= costs.bottom * ((epochs - 1) * rows + epochs * validated)
+            seconds -= costs.bottom * ((epochs - versions) * rows + epochs * validated)
         seconds += costs.first * (rows + validated) + start
     return StagePlan(
         name=name,

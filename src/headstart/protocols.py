@@ -321,6 +321,13 @@ class Method:
         """A NEW batch, ordered: augmentation, mixing. Must keep `origin` true."""
         return batch
 
+    def versions(self) -> int:
+        """How many versions of a picture `transform` makes, each told by `Batch.row` and the epoch; 0: always new ones.
+
+        Version v is what an epoch e with e mod versions = v sees, so what a frozen bottom makes of it can be kept.
+        """
+        return 0
+
     def penalty(self, view: View, ctx: Context) -> dict[str, Tensor]:
         """Scalars added to the loss of a micro-batch, by name; names are disjoint between methods."""
         return {}

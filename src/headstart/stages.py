@@ -396,9 +396,9 @@ class Stages:
             fresh = False
             described = planning.describe_stage(
                 stage.name, methods, training, precision=chosen, costs=costs, start=start,
+                versions=prefix.hooks.versions(),
                 rows=len(self.train_rows), validated=len(self.validation or ()),
-                epochs=epochs,
-                rate=planning.choose_rate(training, methods, self.modality.name),
+                epochs=epochs, rate=planning.choose_rate(training, methods, self.modality.name),
                 trainable=sum(p.numel() for p in learning),
                 total=sum(p.numel() for p in trial.parameters()),
                 ways=() if settled is None else settled.said(),

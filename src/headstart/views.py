@@ -25,9 +25,13 @@ DEFAULTS: Mapping[str, Mapping[str, Any]] = {
 
 
 def augmentation(modality: Modality, specs: Sequence[Mapping[str, Any]]) -> Method:
-    """`augment` with the options that the model was trained with, the last where there are several, else a mild one."""
+    """`augment` with the options that the model was trained with, the last where there are several, else a mild one.
+
+    Views are drawn anew, however many a picture had in training.
+    """
     own = [spec["options"] for spec in specs if spec["name"] == "augment"]
-    options = own[-1] if own else DEFAULTS.get(modality.name, {})
+    options = {**(own[-1] if own else DEFAULTS.get(modality.name, {}))}
+    options.pop("views", None)
     method: Method = catalog.find("methods", "augment")(**options)
     return method
 

@@ -20,6 +20,7 @@ from headstart.frozen.kept import KeptRows
 from headstart.frozen.prefix import HARMLESS, SEEN, Prefix
 from headstart.hooks import Hooks
 from headstart.loop import Loop, Trained
+from headstart.methods.augment import Augment
 from headstart.methods.ema import EMA
 from headstart.methods.freeze import Freeze
 from headstart.methods.lora import LoRA
@@ -110,7 +111,9 @@ def pictures(count: int, seed: int) -> tuple[list[np.ndarray], list[str]]:
     ]
 
 
-def network_loop(ref: str, method: Method, cache: str, image: bool, **training: Any) -> Loop:
+def network_loop(
+    ref: str, method: Method, cache: str, image: bool, more: Mapping[str, Method] | None = None, **training: Any
+) -> Loop:
     """A loop over a real network of the libraries with random weights."""
     modality = ImageModality() if image else TextModality()
     size = {"image_size": 64} if image and ref.startswith("timm") else {}
@@ -124,7 +127,7 @@ def network_loop(ref: str, method: Method, cache: str, image: bool, **training: 
         values, labels = (pictures if image else texts)(count, seed)
         parts.append(Encoded.of(modality, backbone, values, task, labels))
     settings = TrainingSpec(batch_size=4, patience=None, cache=cache, optimizer="sgd", head_scale=1.0, **training)
-    hooks = Hooks({"freeze": method}, task, modality, seed=0)
+    hooks = Hooks({"freeze": method, **(more or {})}, task, modality, seed=0)
     return Loop(model, hooks, parts[0], parts[1], settings, 3, 1e-2, torch.device("cpu"))
 
 
@@ -288,7 +291,7 @@ def test_rows_of_another_set_and_another_model_are_not_served() -> None:
     with torch.no_grad():
         model.backbone.blocks[1].linear.bias.add_(1)
     assert prefix.of(loop.train_rows, model) is loop.train_rows
-    kept = next(kept for plain, kept in prefix.rows if plain is loop.train_rows)
+    kept = next(versions[0] for plain, versions in prefix.rows if plain is loop.train_rows)
     assert kept.batch([0, 1]).kept is None, "a batch asked for after the weights moved is a plain one"
 
 
@@ -394,6 +397,32 @@ def test_several_processes_do_without() -> None:
     model.backbone.eval()
     prefix.prepare(model, 0, 3)
     assert prefix.boundary(model) == 3 and not prefix.rows
+
+
+@pytest.mark.parametrize("family", ["vit", "timm_efficientnet"])
+@pytest.mark.parametrize("method", [Freeze(top=1), Freeze()], ids=["top", "head"])
+def test_the_views_of_augmented_pictures_are_kept(family: str, method: Freeze, hub: Callable[[str], Path]) -> None:
+    """Three epochs see views 0, 1 and 0; what the bottom makes of either is computed once."""
+    pytest.importorskip("timm")
+    ref = f"timm:{TIMM[family]}" if family in TIMM else f"file:{hub(family)}"
+
+    def make(cache: str, views: int = 2) -> Loop:
+        return network_loop(ref, method, cache, True, {"augment": Augment(views=views)})
+
+    kept, plain = both(make)
+    assert len(once(kept)) == 1, kept.bottom
+    assert not kept.notes, "the views changed the rows"
+    assert difference(plain.model, losses_of(make("off", 3))[0].model) > 1e-4, "the epochs see what they are to see"
+    three, fresh = losses_of(make("auto", 3))[0], losses_of(make("auto", 0))[0]
+    assert not three.bottom, "in three epochs nothing is gained by keeping three views"
+    assert any("'augment' changes batches" in line for line in fresh.bottom)
+
+
+def test_views_cannot_be_kept_below_a_method_that_changes_batches(hub: Callable[[str], Path]) -> None:
+    ref = f"file:{hub('vit')}"
+    more = {"augment": Augment(views=2), "mixup": Mixup()}
+    result, _ = losses_of(network_loop(ref, Freeze(top=1), "auto", True, more))
+    assert any("'mixup' changes batches" in line for line in result.bottom)
 
 
 def foreseen(loop: Loop, epochs: int = 2) -> Callable[[Batch], Tensor] | None:

@@ -5,6 +5,8 @@ they make of a row is the same in each epoch too. `Prefix` finds that boundary a
 few rows, runs the bottom once over the training and the validation rows, and gives out rows (`kept.KeptRows`) from
 which only the blocks above it are run. With nothing learning but the head, the pooled features themselves are kept.
 
+Where `augment` shows a fixed number of views of each picture, what the bottom makes of every view is kept.
+
 It is careful: any hook of a method that could see or change what lies below the boundary switches it off, as do surgery
 there, random numbers drawn there, a few rows whose outputs differ, and room that is lacking. `Prefix` then says why.
 """
@@ -48,9 +50,9 @@ SEEN = {
 Jobs = list[tuple[str, Encoded, str]]
 
 HARMLESS = frozenset((
-    "adapt", "groups", "learning_rate", "passes", "first_epoch", "rows", "prior", "gradients", "after_step",
-    "after_validation", "weights", "finish", "requires", "remains", "artefacts", "notes", "state", "load_state",
-    "options",
+    "adapt", "groups", "learning_rate", "passes", "first_epoch", "rows", "versions", "prior", "gradients",
+    "after_step", "after_validation", "weights", "finish", "requires", "remains", "artefacts", "notes", "state",
+    "load_state", "options",
 ))  # fmt: skip
 """Hooks that see no row. Surgery (`adapt`) is watched: what it touched is not kept."""
 
@@ -103,8 +105,8 @@ class Prefix:
     tell: Callable[[str], None] = lambda sentence: None
     stop: Callable[[], bool] = lambda: False
     known: Mapping[str, np.ndarray] = field(default_factory=dict)
-    rows: list[tuple[Encoded, KeptRows]] = field(default_factory=list)
-    """The rows that are kept, beside those that they stand for."""
+    rows: list[tuple[Encoded, list[KeptRows]]] = field(default_factory=list)
+    """The rows that are kept, version by version, beside those that they stand for."""
 
     said: set[str] = field(default_factory=set)
     moved: bool = False
@@ -164,7 +166,8 @@ class Prefix:
 
     def of(self, rows: Encoded, model: nn.Module) -> Encoded:
         """These rows with what is kept of them, where that holds for this model; else the rows themselves."""
-        for plain, kept in self.rows:
+        for plain, versions in self.rows:
+            kept = versions[self.epoch % len(versions)]
             if plain is rows and self._holds(kept, model):
                 return kept
         return rows
@@ -184,7 +187,7 @@ class Prefix:
         boundary = self.boundary(model) if self.setting != "off" else None
         if epoch != self.epoch:
             self.moved = self.moved or (self.epoch >= 0 and boundary != self.before)
-            pays = epochs - epoch >= 2 and (not self.moved or boundary == self.before)
+            pays = epochs - epoch > self.hooks.versions() and (not self.moved or boundary == self.before)
             self.before, self.epoch = boundary, epoch
         else:
             pays = False  # an epoch that is gone on with: as it was begun
@@ -219,7 +222,8 @@ class Prefix:
         model: in the modes of training, with gradients for all that is ever going to learn; it is left as it was.
         """
         boundary = self.boundary(model) if self.setting != "off" else None
-        if boundary is None or not self.alone or epochs < 2 or len(self.train_rows) < FEWEST or self.why_not():
+        pays = epochs > self.hooks.versions() and len(self.train_rows) >= FEWEST
+        if boundary is None or not self.alone or not pays or self.why_not():
             return None
         block = None if boundary == len(model.backbone.blocks) else boundary  # type: ignore[union-attr, arg-type]
         try:
@@ -230,7 +234,7 @@ class Prefix:
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to use kept rows in the very epochs in which the run alone does."""
-        block = self.rows[0][1].block if self.rows else None
+        block = self.rows[0][1][0].block if self.rows else None
         return {
             "epoch": self.epoch,
             "before": self.before,
@@ -249,7 +253,7 @@ class Prefix:
         hooks = [name for name in dir(Method) if not name.startswith("_") and callable(getattr(Method, name))]
         for name, method in self.hooks.methods.items():
             for hook in hooks:
-                if hook not in HARMLESS and overrides(method, hook):
+                if hook not in HARMLESS and overrides(method, hook) and not (hook == "transform" and method.versions()):
                     return f"'{name}' {SEEN.get(hook, f'has its own {hook}')}"
         return None
 
@@ -263,16 +267,24 @@ class Prefix:
         jobs, trials, size = self._tried(model, block)
         guard = Guard(_parts(model, block))
         for name, rows, kind in jobs:
-            trial = trials[kind]
-            known = self.known.get(name) if block is None and kind == "fp32" else None
-            with torch.no_grad(), casting.running(model, kind):
-                store = self._filled(model, rows, trial, known)
-            kept = KeptRows(
-                rows.prepared, rows.targets, rows.weight, rows.origin, rows.raw, store=store, guard=guard, block=block,
-                answers=trial.answers, filled=trial.filled, pixels=trial.pixels,
-            )  # fmt: skip
-            self.rows.append((rows, kept))
+            trial, changed = (
+                trials[kind],
+                rows is self.train_rows and any(m.versions() for m in self.hooks.methods.values()),
+            )
+            known = self.known.get(name) if block is None and kind == "fp32" and not changed else None
+            versions = []
+            for version in range(self._versions(rows)):
+                with torch.no_grad(), casting.running(model, kind):
+                    store = self._filled(model, rows, trial, known, version if changed else None)
+                versions.append(KeptRows(
+                    rows.prepared, rows.targets, rows.weight, rows.origin, rows.raw, store=store, guard=guard,
+                    block=block, answers=trial.answers, filled=trial.filled, pixels=trial.pixels,
+                ))  # fmt: skip
+            self.rows.append((rows, versions))
         return size
+
+    def _versions(self, rows: Encoded) -> int:
+        return self.hooks.versions() if rows is self.train_rows else 1
 
     def _tried(self, model: nn.Module, block: int | None) -> tuple[Jobs, dict[str, Trial], int]:
         """What is to be kept (name, rows, precision), a trial in each precision, the bytes all of it takes.
@@ -286,13 +298,15 @@ class Prefix:
         for kind in dict.fromkeys(kind for _, _, kind in jobs):
             with torch.no_grad(), casting.running(model, kind):
                 trials[kind] = Trial(model, self.train_rows, block, TOLERANCE[kind])
-        size = sum(trials[kind].size(rows) for _, rows, kind in jobs)
+        size = sum(self._versions(rows) * trials[kind].size(rows) for _, rows, kind in jobs)
         if size > (room := _room(self.setting)):
             raise Unfit(f"keeping it takes {_written(size)}, and training.cache has room for {_written(room)}")
         return jobs, trials, size
 
-    def _filled(self, model: nn.Module, rows: Encoded, trial: Trial, known: np.ndarray | None) -> Store:
-        """What the bottom makes of all rows, the longest first. Raises Unfit when asked to stop."""
+    def _filled(
+        self, model: nn.Module, rows: Encoded, trial: Trial, known: np.ndarray | None, version: int | None
+    ) -> Store:
+        """What the bottom makes of all rows, or of a version of each. Raises Unfit when asked to stop."""
         store = trial.store(rows)
         if known is not None and known.shape == (len(rows), *trial.piece):
             store.put(range(len(rows)), torch.from_numpy(known), None)
@@ -302,6 +316,7 @@ class Prefix:
             if self.stop():
                 raise Unfit("there was no time to compute it once")
             batch = rows.batch(index.tolist()).to(device)
+            batch = batch if version is None else self.hooks.version(batch, version)
             store.put(index.tolist(), reach(model, batch, trial.block), batch.inputs.get("attention_mask"))
         return store
 

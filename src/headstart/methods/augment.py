@@ -17,7 +17,7 @@ from headstart.methods._eda import edit, vocabulary
 from headstart.protocols import Context, Method
 from headstart.values import Batch
 
-PICTURES = ("flip", "crop", "rotate", "colour", "randaugment", "magnitude", "trivial", "erasing")
+PICTURES = ("flip", "crop", "rotate", "colour", "randaugment", "magnitude", "trivial", "erasing", "views")
 TEXTS = ("drop", "delete", "swap", "insert", "synonym", "neighbours", "share")
 SOUNDS = ("speed", "shift", "snr", "gain", "bands", "band", "gaps", "gap", "share")
 OWN = {"image": PICTURES, "text": TEXTS, "audio": SOUNDS}
@@ -32,17 +32,19 @@ torchvision."""
 class Augment(Method):
     """Changes each row at random in ways that keep its label: views of pictures, edits of texts, noise on sounds.
 
-    Equation: x <- t(x) with t drawn anew for each row and step. Pictures: a random crop of a share in [crop, 1] of
-    the area brought back to size, a flip, a rotation within +-rotate degrees, brightness, contrast and saturation
+    Equation: x <- t(x) with t drawn anew for each row and step. Pictures: a random crop of a share in [crop, 1] of the
+    area brought back to size, a flip, a rotation within +-rotate degrees, brightness, contrast and saturation
     changed by factors in [1 - colour, 1 + colour], then `randaugment` operations of one magnitude or with `trivial`
-    one operation of a random magnitude, then with probability `erasing` a grey rectangle over 0.02 to 0.4 of the area,
-    its sides in a ratio from 0.3 to 1 / 0.3. Texts: with probability `share` one operation drawn evenly from those
-    whose rate is not 0, on a row of l ordinary tokens: `drop` hides each with probability rate behind the mask token,
-    `delete` removes each with probability rate, `swap`, `insert` and `synonym` act max(1, rate * l) times. Sounds:
-    with probability `share` the row is played at a speed drawn from {1 - speed, 1, 1 + speed}, moved in time by up to
-    +-shift of its length, given white noise at a ratio drawn evenly from [snr, snr + 20] dB and a gain within +-gain
-    dB; then `gaps` spans of t frames, t even in [0, gap * F], and `bands` spans of f bands, f even in [0, band * M],
-    of its spectrogram (F frames, M bands) are set to the row's mean.
+    one operation of a random magnitude, then with probability `erasing` a grey rectangle over 0.02 to 0.4 of the
+    area, its sides in a ratio from 0.3 to 1 / 0.3. With `views` = k each picture has k views, drawn once, and epoch
+    e shows number e mod k: what a frozen bottom makes of them is then computed once. Texts: with probability
+    `share` one operation drawn evenly from those whose rate is not 0, on a row of l ordinary tokens: `drop` hides
+    each with probability rate behind the mask token, `delete` removes each with probability rate, `swap`, `insert`
+    and `synonym` act max(1, rate * l) times. Sounds: with probability `share` the row is played at a speed drawn
+    from {1 - speed, 1, 1 + speed}, moved in time by up to +-shift of its length, given white noise at a ratio drawn
+    evenly from [snr, snr + 20] dB and a gain within +-gain dB; then `gaps` spans of t frames, t even in [0, gap *
+    F], and `bands` spans of f bands, f even in [0, band * M], of its spectrogram (F frames, M bands) are set to the
+    row's mean.
 
     Source: Szegedy et al. 2015, section 6 (crops); Cubuk et al. 2020 (RandAugment), section 3; Müller and Hutter 2021
     (TrivialAugment), algorithm 1, with its wide ranges; Zhong et al. 2020 (Random Erasing); Wei and Zou 2019 (EDA),
@@ -67,21 +69,22 @@ class Augment(Method):
 
     Defaults: flip = 0.5 is torchvision's. crop = 0.5 is what DINO calls a large view (Caron et al. 2021, section 3.1)
     rather than the 0.08 of training from nothing, since small sets cannot afford to lose the object. rotate, colour
-    and randaugment are off: whether a turned or recoloured picture keeps its label depends on the data. magnitude = 9
-    is RandAugment's on ImageNet (section 4). trivial and erasing are off; erasing = 0.5 is what its paper trains with.
-    All text rates are 0.1, EDA's own for larger sets. share = 0.5 keeps half of the rows clean, where EDA adds edited
-    copies to clean rows. neighbours = 5 is a choice of this project. speed = 0.1 is Ko et al.'s. band = 0.1 and gap =
-    0.1 are milder than SpecAugment's policies for sentences (27 of 80 bands for LibriSpeech): on single words, five a
-    class, those cost accuracy (one seed, two speakers of fsdd: 85.0 with band=0.34,gap=0.2, 93.5 with these, 89.0
-    without both). On two other speakers these gained nothing over plain fine-tuning: 95.6 against 95.7 at five a class
-    (two seeds), 95.4 against 99.4 at twenty (one seed). shift, snr, gain, bands and gaps are not tuned.
+    and randaugment are off: whether a turned or recoloured picture keeps its label depends on the data. magnitude =
+    9 is RandAugment's on ImageNet (section 4). trivial and erasing are off; erasing = 0.5 is what its paper trains
+    with. views is off, as in those papers. All text rates are 0.1, EDA's own for larger sets. share = 0.5 keeps
+    half of the rows clean, where EDA adds edited copies to clean rows. neighbours = 5 is a choice of this project.
+    speed = 0.1 is Ko et al.'s. band = 0.1 and gap = 0.1 are milder than SpecAugment's policies for sentences (27 of
+    80 bands for LibriSpeech): on single words, five a class, those cost accuracy (one seed, two speakers of fsdd:
+    85.0 with band=0.34,gap=0.2, 93.5 with these, 89.0 without both). On two other speakers these gained nothing
+    over plain fine-tuning: 95.6 against 95.7 at five a class (two seeds), 95.4 against 99.4 at twenty (one seed).
+    shift, snr, gain, bands and gaps are not tuned.
 
     flip: probability. crop: smallest share of the area, 1 is off. rotate: degrees. colour: 0 is off. randaugment:
-    number of operations. magnitude: 0 to 30. trivial: true or false. erasing: probability, 0 is off. drop, delete,
-    swap, insert, synonym: rates, 0 is off. neighbours: of a token. share: of texts and sounds that are changed. speed:
-    0 is off. shift: share of the length, 0 is off. snr: the lowest signal-to-noise ratio in dB, 0 is off. gain: dB, 0
-    is off. bands, gaps: how many spans are hidden, 0 is off. band, gap: the longest, as a share of all bands or of the
-    row's frames.
+    number of operations. magnitude: 0 to 30. trivial: true or false. erasing: probability, 0 is off. views: of each
+    picture, 0 draws a new one in each step. drop, delete, swap, insert, synonym: rates, 0 is off. neighbours: of a
+    token. share: of texts and sounds that are changed. speed: 0 is off. shift: share of the length, 0 is off. snr:
+    the lowest signal-to-noise ratio in dB, 0 is off. gain: dB, 0 is off. bands, gaps: how many spans are hidden, 0
+    is off. band, gap: the longest, as a share of all bands or of the row's frames.
     """
 
     flip: float = 0.5
@@ -92,6 +95,7 @@ class Augment(Method):
     magnitude: int = 9
     trivial: bool = False
     erasing: float = 0.0
+    views: int = 0
     drop: float = 0.1
     delete: float = 0.1
     swap: float = 0.1
@@ -117,6 +121,7 @@ class Augment(Method):
         whole("augment:magnitude", self.magnitude, 0, "such as magnitude=9", high=30)
         flag("augment:trivial", self.trivial)
         number("augment:erasing", self.erasing, 0, "a probability such as erasing=0.25; 0 is off", high=1)
+        whole("augment:views", self.views, 0, "a number of views of each picture such as views=4; 0 draws anew")
         if self.trivial and self.randaugment:
             raise MethodError("augment:trivial draws what augment:randaugment sets: keep one of the two")
         for name in ("drop", "delete", "swap", "insert", "synonym"):
@@ -144,7 +149,7 @@ class Augment(Method):
             if item.name not in OWN[self.kind_] and getattr(self, item.name) != item.default:
                 raise MethodError(f"augment:{item.name} does nothing to inputs of kind '{self.kind_}': leave it out")
         if self.kind_ == "image":
-            self.views_ = self._pipeline()
+            self.view_, self.salt_ = self._pipeline(), int(torch.randint(2**31, (1,), generator=ctx.generator))
             return model
         if self.kind_ == "audio":
             self.changes_ = Changes(**{name: getattr(self, name) for name in SOUNDS})
@@ -205,10 +210,26 @@ class Augment(Method):
             return batch.replace(inputs=edit(dict(batch.inputs), self.words_, self.rates_, self.share, draws))
         if self.kind_ == "audio":
             return batch.replace(inputs=change(batch.inputs, self.changes_, self.hearing_, ctx.generator))
-        # torchvision draws from torch's global generator: it is seeded here and put back afterwards.
-        with seeded(ctx.generator):
-            pixels = torch.stack([self.views_(picture) for picture in batch.inputs["pixels"]])
+        pixels = self._versions(batch, ctx) if self.views else self._fresh(batch.inputs["pixels"], ctx.generator)
         return batch.replace(inputs={**batch.inputs, "pixels": pixels})
+
+    def versions(self) -> int:
+        """As many as there are views."""
+        return self.views
+
+    def _fresh(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+        # torchvision draws from torch's global generator: it is seeded here and put back afterwards.
+        with seeded(generator):
+            return torch.stack([self.view_(picture) for picture in pixels])
+
+    def _versions(self, batch: Batch, ctx: Context) -> Tensor:
+        """The epoch's view of each row (N,C,H,W); rows that stand in no split have none of their own."""
+        found = []
+        for picture, row in zip(batch.inputs["pixels"], batch.row.tolist(), strict=True):
+            own = self.salt_ + row * self.views + ctx.progress.epoch % self.views
+            generator = ctx.generator if row < 0 else torch.Generator().manual_seed(own)
+            found.append(self._fresh(picture[None], generator))
+        return torch.cat(found)
 
 
 def _table(backbone: Any, ctx: Context) -> Tensor:
