@@ -157,10 +157,11 @@ class Hooks:
     def transform(self, batch: Batch, position: int) -> Batch:
         """The batch through every transform in order; `position` is the micro-batch's place in its window.
 
-        What was kept of rows is a version of them already.
+        What was kept of rows is a version of them already; tokens are changed all the same, as their mask is needed.
         """
+        done = batch.kept is not None and "input_ids" not in batch.inputs
         for name in self.owners("transform"):
-            if batch.kept is not None and self.methods[name].versions():
+            if done and self.methods[name].versions():
                 continue
             changed = self.methods[name].transform(batch, self.context(name, position))
             if len(changed.origin) != len(changed) or not set(changed.origin.tolist()) <= set(batch.origin.tolist()):

@@ -322,7 +322,7 @@ class Method:
         return batch
 
     def versions(self) -> int:
-        """How many versions of a picture `transform` makes, each told by `Batch.row` and the epoch; 0: always new ones.
+        """How many versions of a row `transform` makes, each told by `Batch.row` and the epoch; 0: always new ones.
 
         Version v is what an epoch e with e mod versions = v sees, so what a frozen bottom makes of it can be kept.
         """

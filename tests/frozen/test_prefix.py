@@ -399,15 +399,16 @@ def test_several_processes_do_without() -> None:
     assert prefix.boundary(model) == 3 and not prefix.rows
 
 
-@pytest.mark.parametrize("family", ["vit", "timm_efficientnet"])
+@pytest.mark.parametrize("family", ["vit", "timm_efficientnet", "bert"])
 @pytest.mark.parametrize("method", [Freeze(top=1), Freeze()], ids=["top", "head"])
-def test_the_views_of_augmented_pictures_are_kept(family: str, method: Freeze, hub: Callable[[str], Path]) -> None:
+def test_the_views_of_augmented_rows_are_kept(family: str, method: Freeze, hub: Callable[[str], Path]) -> None:
     """Three epochs see views 0, 1 and 0; what the bottom makes of either is computed once."""
     pytest.importorskip("timm")
     ref = f"timm:{TIMM[family]}" if family in TIMM else f"file:{hub(family)}"
 
     def make(cache: str, views: int = 2) -> Loop:
-        return network_loop(ref, method, cache, True, {"augment": Augment(views=views)})
+        more = {"augment": Augment(views=views, share=1.0 if family == "bert" else 0.5)}
+        return network_loop(ref, method, cache, family != "bert", more)
 
     kept, plain = both(make)
     assert len(once(kept)) == 1, kept.bottom

@@ -5,7 +5,7 @@ they make of a row is the same in each epoch too. `Prefix` finds that boundary a
 few rows, runs the bottom once over the training and the validation rows, and gives out rows (`kept.KeptRows`) from
 which only the blocks above it are run. With nothing learning but the head, the pooled features themselves are kept.
 
-Where `augment` shows a fixed number of views of each picture, what the bottom makes of every view is kept.
+Where `augment` shows a fixed number of views of each row, what the bottom makes of every view is kept.
 
 It is careful: any hook of a method that could see or change what lies below the boundary switches it off, as do surgery
 there, random numbers drawn there, a few rows whose outputs differ, and room that is lacking. `Prefix` then says why.
@@ -307,17 +307,23 @@ class Prefix:
         self, model: nn.Module, rows: Encoded, trial: Trial, known: np.ndarray | None, version: int | None
     ) -> Store:
         """What the bottom makes of all rows, or of a version of each. Raises Unfit when asked to stop."""
-        store = trial.store(rows)
+        device = next(model.parameters()).device
+        plan = [index.tolist() for index in inference.plan(rows, device=device)]
+        lengths = np.array(rows.prepared.lengths)
+        if version is not None and trial.ragged:
+            for index in plan:
+                changed = self.hooks.version(rows.batch(index), version)
+                lengths[index] = changed.inputs["attention_mask"].sum(1).numpy()
+        store = trial.store(lengths)
         if known is not None and known.shape == (len(rows), *trial.piece):
             store.put(range(len(rows)), torch.from_numpy(known), None)
             return store
-        device = next(model.parameters()).device
-        for index in inference.plan(rows, device=device):
+        for index in plan:
             if self.stop():
                 raise Unfit("there was no time to compute it once")
-            batch = rows.batch(index.tolist()).to(device)
+            batch = rows.batch(index).to(device)
             batch = batch if version is None else self.hooks.version(batch, version)
-            store.put(index.tolist(), reach(model, batch, trial.block), batch.inputs.get("attention_mask"))
+            store.put(index, reach(model, batch, trial.block), batch.inputs.get("attention_mask"))
         return store
 
 

@@ -92,9 +92,9 @@ class Trial:
         pieces = int(np.sum(rows.prepared.lengths, dtype=np.int64)) if self.ragged else len(rows)
         return pieces * int(np.prod(self.piece)) * self.dtype.itemsize
 
-    def store(self, rows: Encoded) -> Store:
-        """Room for these rows. Raises Unfit when there is none."""
-        return Store(len(rows), self.piece, self.dtype, rows.prepared.lengths if self.ragged else None)
+    def store(self, lengths: np.ndarray) -> Store:
+        """Room for rows of these lengths. Raises Unfit when there is none."""
+        return Store(len(lengths), self.piece, self.dtype, lengths if self.ragged else None)
 
     def _states(self, model: nn.Module, halves: list[Batch]) -> list[Tensor]:
         """What the block receives of either half; how the modules below answer goes into `answers`."""

@@ -62,18 +62,22 @@ class Vocabulary:
 
 
 def edit(
-    inputs: dict[str, Tensor], words: Vocabulary, rates: dict[str, float], share: float, draws: Draws
+    inputs: dict[str, Tensor], words: Vocabulary, rates: dict[str, float], share: float, draws: Draws | Sequence[Draws]
 ) -> dict[str, Tensor]:
-    """Edited rows. Each row is edited with probability `share`, by one operation drawn evenly from `rates`."""
+    """Edited rows. Each row is edited with probability `share`, by one operation drawn evenly from `rates`.
+
+    draws: for all rows, or one for each.
+    """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
     limit = max(ids.shape[1], words.limit or 0)
     names = list(rates)
     rows: list[Row] = []
-    for tokens, real in zip(ids.tolist(), mask.tolist(), strict=True):
+    each = [draws] * len(ids) if isinstance(draws, np.random.Generator) else draws
+    for tokens, real, draw in zip(ids.tolist(), mask.tolist(), each, strict=True):
         row = [(place, token) for place, token in enumerate(tokens) if real[place]]
         # The draws are made for every row, so that one row's fate does not depend on the rows before it.
-        chosen, edited = names[int(draws.integers(len(names)))], bool(draws.random() < share)
-        own = np.random.default_rng(int(draws.integers(2**62)))
+        chosen, edited = names[int(draw.integers(len(names)))], bool(draw.random() < share)
+        own = np.random.default_rng(int(draw.integers(2**62)))
         rows.append(OPERATIONS[chosen](row, words, rates[chosen], limit, own) if edited else row)
     return _collate(inputs, rows, words)
 

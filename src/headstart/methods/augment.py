@@ -18,7 +18,7 @@ from headstart.protocols import Context, Method
 from headstart.values import Batch
 
 PICTURES = ("flip", "crop", "rotate", "colour", "randaugment", "magnitude", "trivial", "erasing", "views")
-TEXTS = ("drop", "delete", "swap", "insert", "synonym", "neighbours", "share")
+TEXTS = ("drop", "delete", "swap", "insert", "synonym", "neighbours", "share", "views")
 SOUNDS = ("speed", "shift", "snr", "gain", "bands", "band", "gaps", "gap", "share")
 OWN = {"image": PICTURES, "text": TEXTS, "audio": SOUNDS}
 """The options that mean something for a modality."""
@@ -32,19 +32,19 @@ torchvision."""
 class Augment(Method):
     """Changes each row at random in ways that keep its label: views of pictures, edits of texts, noise on sounds.
 
-    Equation: x <- t(x) with t drawn anew for each row and step. Pictures: a random crop of a share in [crop, 1] of the
-    area brought back to size, a flip, a rotation within +-rotate degrees, brightness, contrast and saturation
+    Equation: x <- t(x) with t drawn anew for each row and step. Pictures: a random crop of a share in [crop, 1] of
+    the area brought back to size, a flip, a rotation within +-rotate degrees, brightness, contrast and saturation
     changed by factors in [1 - colour, 1 + colour], then `randaugment` operations of one magnitude or with `trivial`
     one operation of a random magnitude, then with probability `erasing` a grey rectangle over 0.02 to 0.4 of the
-    area, its sides in a ratio from 0.3 to 1 / 0.3. With `views` = k each picture has k views, drawn once, and epoch
-    e shows number e mod k: what a frozen bottom makes of them is then computed once. Texts: with probability
-    `share` one operation drawn evenly from those whose rate is not 0, on a row of l ordinary tokens: `drop` hides
-    each with probability rate behind the mask token, `delete` removes each with probability rate, `swap`, `insert`
-    and `synonym` act max(1, rate * l) times. Sounds: with probability `share` the row is played at a speed drawn
-    from {1 - speed, 1, 1 + speed}, moved in time by up to +-shift of its length, given white noise at a ratio drawn
-    evenly from [snr, snr + 20] dB and a gain within +-gain dB; then `gaps` spans of t frames, t even in [0, gap *
-    F], and `bands` spans of f bands, f even in [0, band * M], of its spectrogram (F frames, M bands) are set to the
-    row's mean.
+    area, its sides in a ratio from 0.3 to 1 / 0.3. Texts: with probability `share` one operation drawn evenly from
+    those whose rate is not 0, on a row of l ordinary tokens: `drop` hides each with probability rate behind the
+    mask token, `delete` removes each with probability rate, `swap`, `insert` and `synonym` act max(1, rate * l)
+    times. Sounds: with probability `share` the row is played at a speed drawn from {1 - speed, 1, 1 + speed}, moved
+    in time by up to +-shift of its length, given white noise at a ratio drawn evenly from [snr, snr + 20] dB and a
+    gain within +-gain dB; then `gaps` spans of t frames, t even in [0, gap * F], and `bands` spans of f bands, f
+    even in [0, band * M], of its spectrogram (F frames, M bands) are set to the row's mean. With `views` = k each
+    picture or text has k views, drawn once, and epoch e shows number e mod k: what a frozen bottom makes of them is
+    then computed once.
 
     Source: Szegedy et al. 2015, section 6 (crops); Cubuk et al. 2020 (RandAugment), section 3; Müller and Hutter 2021
     (TrivialAugment), algorithm 1, with its wide ranges; Zhong et al. 2020 (Random Erasing); Wei and Zou 2019 (EDA),
@@ -81,7 +81,7 @@ class Augment(Method):
 
     flip: probability. crop: smallest share of the area, 1 is off. rotate: degrees. colour: 0 is off. randaugment:
     number of operations. magnitude: 0 to 30. trivial: true or false. erasing: probability, 0 is off. views: of each
-    picture, 0 draws a new one in each step. drop, delete, swap, insert, synonym: rates, 0 is off. neighbours: of a
+    row, 0 draws a new one in each step. drop, delete, swap, insert, synonym: rates, 0 is off. neighbours: of a
     token. share: of texts and sounds that are changed. speed: 0 is off. shift: share of the length, 0 is off. snr:
     the lowest signal-to-noise ratio in dB, 0 is off. gain: dB, 0 is off. bands, gaps: how many spans are hidden, 0
     is off. band, gap: the longest, as a share of all bands or of the row's frames.
@@ -121,7 +121,7 @@ class Augment(Method):
         whole("augment:magnitude", self.magnitude, 0, "such as magnitude=9", high=30)
         flag("augment:trivial", self.trivial)
         number("augment:erasing", self.erasing, 0, "a probability such as erasing=0.25; 0 is off", high=1)
-        whole("augment:views", self.views, 0, "a number of views of each picture such as views=4; 0 draws anew")
+        whole("augment:views", self.views, 0, "a number of views of each row such as views=4; 0 draws anew")
         if self.trivial and self.randaugment:
             raise MethodError("augment:trivial draws what augment:randaugment sets: keep one of the two")
         for name in ("drop", "delete", "swap", "insert", "synonym"):
@@ -148,8 +148,9 @@ class Augment(Method):
         for item in fields(self):
             if item.name not in OWN[self.kind_] and getattr(self, item.name) != item.default:
                 raise MethodError(f"augment:{item.name} does nothing to inputs of kind '{self.kind_}': leave it out")
+        self.salt_ = int(torch.randint(2**31, (1,), generator=ctx.generator))
         if self.kind_ == "image":
-            self.view_, self.salt_ = self._pipeline(), int(torch.randint(2**31, (1,), generator=ctx.generator))
+            self.view_ = self._pipeline()
             return model
         if self.kind_ == "audio":
             self.changes_ = Changes(**{name: getattr(self, name) for name in SOUNDS})
@@ -205,31 +206,35 @@ class Augment(Method):
         """The batch with changed pixels, waves or token ids; labels, weights and origin as they were."""
         if not hasattr(self, "kind_"):
             raise MethodError("'augment' needs to see the model first: call adapt(model, ctx) before transform")
+        each = self._generators(batch, ctx) if self.views else []
         if self.kind_ == "text":
-            draws = numpy_from(ctx.generator)
+            draws = [numpy_from(own) for own in each] or numpy_from(ctx.generator)
             return batch.replace(inputs=edit(dict(batch.inputs), self.words_, self.rates_, self.share, draws))
         if self.kind_ == "audio":
             return batch.replace(inputs=change(batch.inputs, self.changes_, self.hearing_, ctx.generator))
-        pixels = self._versions(batch, ctx) if self.views else self._fresh(batch.inputs["pixels"], ctx.generator)
+        pixels = batch.inputs["pixels"]
+        if each:
+            pixels = torch.cat([self._seen(picture[None], own) for picture, own in zip(pixels, each, strict=True)])
+        else:
+            pixels = self._seen(pixels, ctx.generator)
         return batch.replace(inputs={**batch.inputs, "pixels": pixels})
 
     def versions(self) -> int:
         """As many as there are views."""
         return self.views
 
-    def _fresh(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    def _seen(self, pixels: Tensor, generator: torch.Generator) -> Tensor:
         # torchvision draws from torch's global generator: it is seeded here and put back afterwards.
         with seeded(generator):
             return torch.stack([self.view_(picture) for picture in pixels])
 
-    def _versions(self, batch: Batch, ctx: Context) -> Tensor:
-        """The epoch's view of each row (N,C,H,W); rows that stand in no split have none of their own."""
-        found = []
-        for picture, row in zip(batch.inputs["pixels"], batch.row.tolist(), strict=True):
-            own = self.salt_ + row * self.views + ctx.progress.epoch % self.views
-            generator = ctx.generator if row < 0 else torch.Generator().manual_seed(own)
-            found.append(self._fresh(picture[None], generator))
-        return torch.cat(found)
+    def _generators(self, batch: Batch, ctx: Context) -> list[torch.Generator]:
+        """One a row, for the view that this epoch shows; rows that stand in no split have no views of their own."""
+        first = self.salt_ + ctx.progress.epoch % self.views
+        return [
+            ctx.generator if row < 0 else torch.Generator().manual_seed(first + row * self.views)
+            for row in batch.row.tolist()
+        ]
 
 
 def _table(backbone: Any, ctx: Context) -> Tensor:
