@@ -50,6 +50,7 @@ SUITES: dict[str, dict[str, Any]] = {
             "augment": ["augment"],
             "augment:trivial": ["augment:trivial"],
             "augment:erasing=0.5": ["augment:erasing=0.5"],
+            "augment:views=3": ["augment:views=3"],
         },
     },
 }
