@@ -375,17 +375,18 @@ class Stages:
             training = self._stats(self.training(stage), methods)
             epochs = planning.choose_epochs(training, len(self.train_rows))
             asked = "fp32" if training.precision == "auto" else training.precision
-            chosen, costs, settled = Precision(asked), None, None
+            chosen, costs, settled, once = Precision(asked), None, None, None
             if timed and training.optimizer == "lbfgs":
                 costs = costing.measure(trial, self.train_rows, training, precision="fp32", backward=False)
             elif timed:
                 settled = self._settle(stage, training, trial, methods)
                 chosen, prefix.precision = settled.precision, settled.precision.name
                 set_modes(trial, keep_stats=training.running_stats == "keep")
+                once = prefix.foreseen(trial, epochs)
                 apart = training.parts == "auto" and self.device.type == "cpu" and not prefix.why_not()
                 costs = costing.measure(
                     trial, self.train_rows, training, precision=chosen.name, backward=True,
-                    step=settled.ways.step(trial), bottom=prefix.foreseen(trial, epochs),
+                    step=settled.ways.step(trial), bottom=once and once[1],
                     apart=apart and cuts(trial, self.train_rows.batch([0])),
                 )  # fmt: skip
                 costs = dataclasses.replace(costs, kept=settled.memory.kept)
@@ -401,7 +402,7 @@ class Stages:
                 epochs=epochs, rate=planning.choose_rate(training, methods, self.modality.name),
                 trainable=sum(p.numel() for p in learning),
                 total=sum(p.numel() for p in trial.parameters()),
-                ways=() if settled is None else settled.said(),
+                ways=() if settled is None else (*settled.said(), *(once or ())[:1]),
             )  # fmt: skip
             if settled is not None:
                 self.settled[stage.name] = dataclasses.replace(settled, seconds=described.seconds)

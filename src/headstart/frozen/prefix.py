@@ -196,7 +196,7 @@ class Prefix:
             self.rows.clear()
             return
         blocks = len(model.backbone.blocks)  # type: ignore[union-attr, arg-type]
-        bottom = "network" if boundary == blocks else f"bottom (the stem and {boundary} of {blocks} blocks)"
+        bottom = _named(boundary, blocks)
         if (reason := self.why_not()) is not None:
             self._say(f"the frozen {bottom} is computed in each epoch: {reason}")
             return
@@ -216,8 +216,8 @@ class Prefix:
         else:
             self._say(f"the frozen {bottom} is computed once and kept ({_written(size)})")
 
-    def foreseen(self, model: nn.Module, epochs: int) -> Callable[[Batch], Tensor] | None:
-        """What makes of a batch what a run of so many epochs would compute once; None where it would keep nothing.
+    def foreseen(self, model: nn.Module, epochs: int) -> tuple[str, Callable[[Batch], Tensor]] | None:
+        """What a run of so many epochs would compute once: a sentence, and what makes it of a batch; None for nothing.
 
         model: in the modes of training, with gradients for all that is ever going to learn; it is left as it was.
         """
@@ -225,12 +225,15 @@ class Prefix:
         pays = epochs > self.hooks.versions() and len(self.train_rows) >= FEWEST
         if boundary is None or not self.alone or not pays or self.why_not():
             return None
-        block = None if boundary == len(model.backbone.blocks) else boundary  # type: ignore[union-attr, arg-type]
+        blocks = len(model.backbone.blocks)  # type: ignore[union-attr, arg-type]
+        block = None if boundary == blocks else boundary
         try:
             self._tried(model, block)
         except Unfit:
             return None
-        return lambda batch: reach(model, batch, block)
+        views = f", for {count} views of each row" if (count := self.hooks.versions()) > 1 else ""
+        said = f"the frozen {_named(boundary, blocks)} computed once{views}"
+        return said, lambda batch: reach(model, batch, block)
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to use kept rows in the very epochs in which the run alone does."""
@@ -325,6 +328,10 @@ class Prefix:
             batch = batch if version is None else self.hooks.version(batch, version)
             store.put(index, reach(model, batch, trial.block), batch.inputs.get("attention_mask"))
         return store
+
+
+def _named(boundary: int, blocks: int) -> str:
+    return "network" if boundary == blocks else f"bottom (the stem and {boundary} of {blocks} blocks)"
 
 
 def _frozen(part: nn.Module | nn.Parameter) -> bool:
