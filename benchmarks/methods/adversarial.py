@@ -57,6 +57,7 @@ SUITES: dict[str, dict[str, Any]] = {
             "plain": [],
             "fgm": ["fgm"],
             "pgd": ["pgd:eps=0.0314,steps=3,clean=0"],
+            "pgd:clean=0.5": ["pgd:eps=0.0314,steps=3,clean=0.5"],
         },
     },
     "cifar10_subset": {
@@ -66,6 +67,7 @@ SUITES: dict[str, dict[str, Any]] = {
             "plain": [],
             "fgm": ["fgm"],
             "pgd": ["pgd:eps=0.00784,steps=2,clean=0"],
+            "pgd:clean=0.5": ["pgd:eps=0.00784,steps=2,clean=0.5"],
             "freelb": ["freelb:eps=0.00784"],
             "vat": ["vat"],
             "smart": ["smart:eps=0.00784"],
