@@ -45,6 +45,7 @@ SUITES: dict[str, dict[str, Any]] = {
             "plain": [],
             "fgm": ["fgm:eps=0.3"],
             "pgd": ["pgd:eps=0.3,steps=3,clean=0"],
+            "pgd:clean=0.5": ["pgd:eps=0.3,steps=3,clean=0.5"],
             "freelb": ["freelb:eps=0.3,steps=3"],
             "vat": ["vat:eps=0.3"],
             "smart": ["smart:eps=0.3"],
