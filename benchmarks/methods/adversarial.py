@@ -44,8 +44,8 @@ SUITES: dict[str, dict[str, Any]] = {
         "arms": {
             "plain": [],
             "fgm": ["fgm:eps=0.3"],
-            "pgd": ["pgd:eps=0.3,steps=3,clean=0"],
-            "pgd:clean=0.5": ["pgd:eps=0.3,steps=3,clean=0.5"],
+            "pgd:clean=0": ["pgd:eps=0.3,steps=3,clean=0"],
+            "pgd": ["pgd:eps=0.3,steps=3,clean=0.5"],
             "freelb": ["freelb:eps=0.3,steps=3"],
             "vat": ["vat:eps=0.3"],
             "smart": ["smart:eps=0.3"],
@@ -57,8 +57,8 @@ SUITES: dict[str, dict[str, Any]] = {
         "arms": {
             "plain": [],
             "fgm": ["fgm"],
-            "pgd": ["pgd:eps=0.0314,steps=3,clean=0"],
-            "pgd:clean=0.5": ["pgd:eps=0.0314,steps=3,clean=0.5"],
+            "pgd:clean=0": ["pgd:eps=0.0314,steps=3,clean=0"],
+            "pgd": ["pgd:eps=0.0314,steps=3,clean=0.5"],
         },
     },
     "cifar10_subset": {
@@ -67,8 +67,8 @@ SUITES: dict[str, dict[str, Any]] = {
         "arms": {
             "plain": [],
             "fgm": ["fgm"],
-            "pgd": ["pgd:eps=0.00784,steps=2,clean=0"],
-            "pgd:clean=0.5": ["pgd:eps=0.00784,steps=2,clean=0.5"],
+            "pgd:clean=0": ["pgd:eps=0.00784,steps=2,clean=0"],
+            "pgd": ["pgd:eps=0.00784,steps=2,clean=0.5"],
             "freelb": ["freelb:eps=0.00784"],
             "vat": ["vat"],
             "smart": ["smart:eps=0.00784"],
