@@ -32,7 +32,7 @@ def _skewed(line: Line) -> dict[str, float]:
 
 def _skew(line: Line) -> tuple[str, str]:
     case = {"noise": "noisy labels", "tail": "rare classes"}[line["case"]]
-    return line["set"], f"{line['rows']} rows, {case}"
+    return line["set"], f"about {round(line['rows'], -1)} rows, {case}"
 
 
 def _robust(line: Line) -> dict[str, float]:
