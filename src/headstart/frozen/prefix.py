@@ -270,10 +270,8 @@ class Prefix:
         jobs, trials, size = self._tried(model, block)
         guard = Guard(_parts(model, block))
         for name, rows, kind in jobs:
-            trial, changed = (
-                trials[kind],
-                rows is self.train_rows and any(m.versions() for m in self.hooks.methods.values()),
-            )
+            trial = trials[kind]
+            changed = rows is self.train_rows and any(m.versions() for m in self.hooks.methods.values())
             known = self.known.get(name) if block is None and kind == "fp32" and not changed else None
             versions = []
             for version in range(self._versions(rows)):
