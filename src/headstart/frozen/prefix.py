@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -271,12 +271,11 @@ class Prefix:
         guard = Guard(_parts(model, block))
         for name, rows, kind in jobs:
             trial = trials[kind]
-            changed = rows is self.train_rows and any(m.versions() for m in self.hooks.methods.values())
-            known = self.known.get(name) if block is None and kind == "fp32" and not changed else None
             versions = []
-            for version in range(self._versions(rows)):
+            for version in self._versions(rows):
+                known = self.known.get(name) if block is None and kind == "fp32" and version is None else None
                 with torch.no_grad(), casting.running(model, kind):
-                    store = self._filled(model, rows, trial, known, version if changed else None)
+                    store = self._filled(model, rows, trial, known, version)
                 versions.append(KeptRows(
                     rows.prepared, rows.targets, rows.weight, rows.origin, rows.raw, store=store, guard=guard,
                     block=block, answers=trial.answers, filled=trial.filled, pixels=trial.pixels,
@@ -284,8 +283,10 @@ class Prefix:
             self.rows.append((rows, versions))
         return size
 
-    def _versions(self, rows: Encoded) -> int:
-        return self.hooks.versions() if rows is self.train_rows else 1
+    def _versions(self, rows: Encoded) -> Sequence[int | None]:
+        """The versions of these rows that epochs see, in turn; None for the rows as they are."""
+        changed = rows is self.train_rows and any(method.versions() for method in self.hooks.methods.values())
+        return range(self.hooks.versions()) if changed else (None,)
 
     def _tried(self, model: nn.Module, block: int | None) -> tuple[Jobs, dict[str, Trial], int]:
         """What is to be kept (name, rows, precision), a trial in each precision, the bytes all of it takes.
@@ -299,7 +300,7 @@ class Prefix:
         for kind in dict.fromkeys(kind for _, _, kind in jobs):
             with torch.no_grad(), casting.running(model, kind):
                 trials[kind] = Trial(model, self.train_rows, block, TOLERANCE[kind])
-        size = sum(self._versions(rows) * trials[kind].size(rows) for _, rows, kind in jobs)
+        size = sum(len(self._versions(rows)) * trials[kind].size(rows) for _, rows, kind in jobs)
         if size > (room := _room(self.setting)):
             raise Unfit(f"keeping it takes {_written(size)}, and training.cache has room for {_written(room)}")
         return jobs, trials, size
