@@ -169,6 +169,9 @@ def main() -> None:
     lines = [json.loads(text) for text in OUT.read_text().splitlines()] if OUT.exists() else []
     done = {(line["set"], line["arm"], line["seed"]) for line in lines}
     for seed in range(options.seeds):
+        # Models may be gone when all of their seed is on record.
+        if all((options.set, arm, seed) in done for arm in (*options.arms, "speed")):
+            continue
         for arm in options.arms:
             folder = options.models / f"{options.set}-{arm}-{seed}"
             if (options.set, arm, seed) not in done or not (folder / "bundle.json").exists():

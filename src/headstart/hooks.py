@@ -198,7 +198,8 @@ class Hooks:
                 if key in found:
                     raise MethodError(f"'{holder[key]}' and '{name}' both report a penalty called '{key}'")
                 found[key], holder[key] = value, name
-                self._seen(name, bool((value.detach() != 0).any()))
+                if not self.effect.get(name, False):  # a look at a number waits for the device
+                    self._seen(name, bool((value.detach() != 0).any()))
         return found
 
     def make_gradients(self, batch: Batch, loss_of: Callable[[Batch], Tensor], position: int) -> Tensor:

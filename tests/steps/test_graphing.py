@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from headstart.errors import Interrupted, SpecError
 from headstart.spec import TrainingSpec
-from headstart.steps import graphing
+from headstart.steps import graphing, packing
 from headstart.steps.graphing import Graphed
-from headstart.steps.ways import Ways
+from headstart.steps.precision import Precision
+from headstart.steps.ways import Settled, Ways
 from headstart.values import Choice
 from method_runs import make_loop, train
 from tiny import make_loop as make_small
@@ -98,6 +99,20 @@ def test_a_recording_that_fails_costs_no_run(monkeypatch: pytest.MonkeyPatch) ->
     assert any(note.startswith(said) for note in result.notes)
 
 
+def test_a_clear_gain_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, counted = make_small(), []
+
+    def step(model: nn.Module, batch: Any, precision: str, *, keep: bool = False) -> float:
+        counted.append(batch)
+        return 0.25 if "forward" in vars(model) else 1.0
+
+    monkeypatch.setattr(graphing, "_step", step)
+    monkeypatch.setattr(graphing, "_differs", lambda *args: False)
+    monkeypatch.setattr(graphing, "Graphed", lambda: Graphed(made={("a shape",): None}))  # type: ignore[dict-item]
+    assert graphing.measured(loop.model, [loop.train_rows.batch(range(8))], Ways(), steps=99, shapes=1)[0].on
+    assert len(counted) == 4  # one of each to warm up, one of each that counts
+
+
 @pytest.mark.parametrize(
     ("gain", "steps", "on"), [(4.0, 1000, True), (1.05, 1000, False), (4.0, 2, False)], ids=["pays", "slow", "short"]
 )
@@ -122,6 +137,36 @@ def test_auto_takes_what_measured_faster(gain: float, steps: int, on: bool, monk
     choice, reason = graphing.measured(loop.model, batches, Ways(), steps=steps, shapes=2)
     assert reason is None and choice.on is on
     assert choice.why == f"both passes are {gain:.1f} times as fast as CUDA graphs, recorded in 20.0 s"
+
+
+@pytest.mark.parametrize(
+    ("asked", "graphs", "packed", "ways"),
+    [
+        ("auto", Choice(True, "graphs", 3.0), 2.0, (False, True)),
+        ("auto", Choice(True, "graphs", 1.2), 2.0, (True, False)),
+        ("auto", Choice(False, "graphs", 0.9), 2.0, (True, False)),
+        ("on", Choice(True, "as asked", 1.2), 2.0, (False, True)),
+    ],
+    ids=["graphs win", "packing wins", "no graphs", "graphs asked for"],
+)
+def test_graphs_and_packing_stand_against_each_other(
+    asked: Literal["auto", "on"],
+    graphs: Choice,
+    packed: float,
+    ways: tuple[bool, bool],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Packed rows cannot be recorded, so what is faster is taken, and what is asked for."""
+
+    def packing_of(*args: Any, beyond: float, **options: Any) -> Choice:
+        return Choice(packed > beyond, "packing", packed)
+
+    monkeypatch.setattr(graphing, "choose", lambda *args, **options: graphs)
+    monkeypatch.setattr(packing, "choose", packing_of)
+    loop = make_small()
+    settled = Settled.of(loop.model, loop.train_rows, TrainingSpec(batch_size=8, cuda_graphs=asked), Precision())
+    assert (settled.ways.pack, settled.ways.graphed is not None) == ways
+    assert all(why in " ".join(settled.said()) for why in (graphs.why, "packing"))
 
 
 class Again:

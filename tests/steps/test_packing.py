@@ -188,6 +188,18 @@ def test_auto_packs_where_it_measured_faster(ratio: float, on: bool, monkeypatch
     assert found.on is on and f"53% is padding, and a step without it is {ratio:.2f} times" in found.why
 
 
+@pytest.mark.parametrize(
+    ("beyond", "ratio", "tried", "on"), [(1.5, 2.0, True, True), (1.5, 1.5, True, False), (5.0, 9.0, False, False)]
+)
+def test_packing_must_beat_what_padded_rows_can_have(
+    beyond: float, ratio: float, tried: bool, on: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 53 % of padding a step without it is 4.5 times as fast at most."""
+    pretend(monkeypatch, ratio)
+    found = packing.choose(make("bert"), encoded(LENGTHS), TrainingSpec(batch_size=8), "fp32", beyond=beyond)
+    assert found.on is on and bool(found.why) is tried
+
+
 def test_a_short_stage_tries_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trying takes about ten steps; with one batch an epoch, a hundred epochs are worth it."""
     pretend(monkeypatch, 2.0)

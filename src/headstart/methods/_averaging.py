@@ -34,18 +34,25 @@ class AveragingMethod(Method):
             return
         if not hasattr(self, "shadow_"):
             self.shadow_: dict[str, Tensor] = {}
+        if getattr(self, "epoch_", None) != ctx.progress.epoch:
+            self._list(model)
+            self.epoch_ = ctx.progress.epoch
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                value = parameter.detach().float()
-                if name in self.shadow_:
-                    self.shadow_[name].lerp_(value, share)
-                elif parameter.requires_grad:
-                    self.shadow_[name] = value.clone()
-            self.buffers_ = {name: value.detach().clone() for name, value in model.named_buffers()}
-        self._remember(model)
+            values = {name: p.detach().float() for name, p in self.parameters_ if name in self.shadow_}
+            if values:
+                torch._foreach_lerp_([self.shadow_[name] for name in values], list(values.values()), share)
+            joined = {name: p for name, p in self.parameters_ if p.requires_grad and name not in self.shadow_}
+            self.shadow_ |= {name: p.detach().float().clone() for name, p in joined.items()}
+            self.buffers_ = {name: value.detach().clone() for name, value in self.model_buffers_}
+        if joined:
+            self._list(model)
 
-    def _remember(self, model: nn.Module) -> None:
-        """Under which name of the averages each entry of the state dict stands; tied weights share one."""
+    def _list(self, model: nn.Module) -> None:
+        """What the model holds: a walk through it takes as long as its pass on a GPU, so it is made once an epoch.
+
+        Also under which name of the averages each entry of the state dict stands; tied weights share one.
+        """
+        self.parameters_, self.model_buffers_ = list(model.named_parameters()), list(model.named_buffers())
         owner = {id(p): name for name, p in model.named_parameters()}
         live = model.state_dict(keep_vars=True)
         self.names_ = {name: owner[id(value)] for name, value in live.items() if owner.get(id(value)) in self.shadow_}
@@ -77,4 +84,4 @@ class AveragingMethod(Method):
         self.steps_ = int(state["steps"])
         self.shadow_ = {name: value.to(where[name], copy=True) for name, value in state["shadow"].items()}
         self.buffers_ = {name: value.clone() for name, value in state["buffers"].items()}
-        self._remember(model)
+        self._list(model)

@@ -39,6 +39,9 @@ WARM = 2
 PAIRS = 5
 """Steps in pairs for each batch that is tried, plain and recorded, turn about."""
 
+CLEAR = 2.0
+"""A gain that every batch shows at once is not timed again."""
+
 STEPS = 10
 """What trying it takes, about, in plain steps."""
 
@@ -270,8 +273,10 @@ def choose(
         set_modes(model, keep_stats=training.running_stats == "keep")
         shapes = len({(len(index), rows.prepared.room(index)) for index in chosen})
         choice, reason = measured(model, batches, ways, steps=epochs * len(chosen), shapes=shapes)
+        if not asked:
+            return choice if reason is None else Choice(False, f"passes cannot be CUDA graphs: {reason}")
         if reason is None:
-            return Choice(True, "as asked") if asked else choice
+            return replace(choice, on=True, why="as asked")
     if asked:
         raise SpecError(f"training.cuda_graphs = 'on' cannot be had here: {reason}. Leave it out")
     return Choice(False)
@@ -321,10 +326,13 @@ def measured(
                 times[0].append(_step(model, batch, ways.precision))
                 with found.within(model):
                     times[1].append(_step(model, batch, ways.precision))
+            if all(plain > CLEAR * own for plain, own in zip(*times, strict=True)):
+                break
     plainly, graphed = map(median, times)
     gain, spent = plainly / graphed, recording / len(batches) * min(shapes, MOST)
     on = gain >= FASTER and graphed * steps + spent < plainly * steps
-    return Choice(on, f"both passes are {gain:.1f} times as fast as CUDA graphs, recorded in {spent:.1f} s"), None
+    why = f"both passes are {gain:.1f} times as fast as CUDA graphs, recorded in {spent:.1f} s"
+    return Choice(on, why, gain), None
 
 
 def _differs(model: nn.Module, batch: Batch, ways: Steps, found: Graphed) -> bool:
@@ -338,13 +346,8 @@ def _differs(model: nn.Module, batch: Batch, ways: Steps, found: Graphed) -> boo
             _step(model, batch, ways.precision, keep=True)
             made.append([None if p.grad is None else p.grad.clone() for p in learning])
             model.zero_grad(set_to_none=True)
-    for one, other in zip(*made, strict=True):
-        if one is None or other is None:
-            if one is not other:
-                return True
-        elif apart(one, other, TOLERANCE[ways.precision]):
-            return True
-    return False
+    plain, recorded = made
+    return apart(plain, recorded, TOLERANCE[ways.precision])
 
 
 def seconds(model: nn.Module, batch: Batch, precision: str) -> float | None:

@@ -40,12 +40,14 @@ TRIED = 8
 
 
 def choose(
-    model: nn.Module, rows: Encoded, training: TrainingSpec, precision: str, *, epochs: int | None = None
-) -> Choice:
+    model: nn.Module, rows: Encoded, training: TrainingSpec, precision: str, *, epochs: int | None = None,
+    beyond: float = 1.0,
+) -> Choice:  # fmt: skip
     """Whether a stage is to pack its rows: as asked, or where it pays.
 
     model: a copy after the stage's surgery, with gradients switched on for what learns. epochs: of the stage; a short
-    one tries nothing.
+    one tries nothing. beyond: how many times as fast padded rows can be had otherwise, in a way that packed ones
+    cannot go; where packing could not win more than that, it is not tried.
 
     Raises SpecError when it is asked for and this backbone cannot be packed.
     """
@@ -57,7 +59,7 @@ def choose(
     padding = 1 - sum(int(lengths[index].sum()) for index in batches) / max(1, room)
     asked = training.packing == "on"
     short = epochs is not None and epochs * len(batches) < costing.WORTH * STEPS
-    if not asked and (short or padding < PADDING):
+    if not asked and (short or padding < PADDING or (1 - padding) ** 2 * beyond >= 1):  # attention grows by the square
         return Choice(False)
     # A GPU's kernels draw numbers of their own, whatever is chosen.
     drawing = not asked and next(model.parameters()).device.type == "cpu"
@@ -76,7 +78,8 @@ def choose(
         ratios += [plain / packed] if number else []  # the first pair warms up
     model.zero_grad(set_to_none=True)
     gain = median(ratios)
-    return Choice(gain >= FASTER, f"{padding:.0%} is padding, and a step without it is {gain:.2f} times as fast")
+    why = f"{padding:.0%} is padding, and a step without it is {gain:.2f} times as fast"
+    return Choice(gain >= FASTER * beyond, why, gain)
 
 
 def _seconds(model: nn.Module, rows: Encoded, index: np.ndarray, precision: str) -> float:
@@ -115,9 +118,8 @@ def _why_not(model: nn.Module, rows: Encoded, precision: str, *, drawing: bool) 
                 packed = _answers(model, batch, precision, modes)
         except Exception as error:  # foreign code that is given what it does not expect
             return " ".join(str(error).split())[:200]
-        for one, other in zip(plain, packed, strict=True):
-            if apart(one, other, TOLERANCE[precision]):
-                return "packed rows do not give what padded ones give"
+        if any(apart(one, other, TOLERANCE[precision]) for one, other in zip(plain, packed, strict=True)):
+            return "packed rows do not give what padded ones give"
     return None
 
 
@@ -136,11 +138,11 @@ def _drawing(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
-def _answers(model: nn.Module, batch: Batch, precision: str, modes: Modes) -> list[torch.Tensor]:
-    """Features and the gradients of what learns."""
+def _answers(model: nn.Module, batch: Batch, precision: str, modes: Modes) -> list[list[torch.Tensor | None]]:
+    """Features, and the gradients of what learns."""
     learning = [p for p in model.parameters() if p.requires_grad]
     with modes(model), torch.enable_grad():
         with casting.running(model, precision):
             features, outputs = model(batch)
         found = torch.autograd.grad(outputs.float().square().mean(), learning, allow_unused=True)
-    return [features.pooled.float().detach(), *(g for g in found if g is not None)]
+    return [[features.pooled.float().detach()], list(found)]

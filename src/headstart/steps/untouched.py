@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -24,6 +24,19 @@ def untouched(model: nn.Module, *, gradients: bool = True) -> Iterator[None]:
                 value.copy_(buffers[name])
 
 
-def apart(one: Tensor, other: Tensor, tolerance: float) -> bool:
-    """Whether two tensors of one shape differ by more than this share of the largest number of the first."""
-    return float((one - other).abs().max()) > tolerance * max(1e-6, float(one.abs().max()))
+NEXT_TO_NOTHING = 1e-2
+"""Share of the largest gradient of all below which one is rounding: that of a key's bias is zero but for it."""
+
+
+def apart(ones: Sequence[Tensor | None], others: Sequence[Tensor | None], tolerance: float) -> bool:
+    """Whether some tensor differs from its other by more than this share of its largest number, or is only one.
+
+    For numbers next to nothing the share is that of `NEXT_TO_NOTHING` of the largest of all.
+    """
+    if any((one is None) is not (other is None) for one, other in zip(ones, others, strict=True)):
+        return True
+    pairs = [(one, other) for one, other in zip(ones, others, strict=True) if one is not None and other is not None]
+    sizes = [float(one.abs().max()) for one, _ in pairs]
+    least = max(1e-6, NEXT_TO_NOTHING * max(sizes, default=0.0))
+    gaps = [float((one - other).abs().max()) for one, other in pairs]
+    return any(not gap <= tolerance * max(least, size) for gap, size in zip(gaps, sizes, strict=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -49,10 +50,14 @@ class Settled:
 
         Raises SpecError where something is asked for that this network cannot do.
         """
-        packed = packing.choose(model, rows, training, precision.name, epochs=epochs)
         weighed = memory.choose(model, rows, training, precision.name)
-        ways = Ways(precision.name, weighed.choice.on, packed.on)
+        ways = Ways(precision.name, weighed.choice.on, pack=training.packing == "on")
         graphs = graphing.choose(model, rows, training, ways, epochs=epochs, passes=passes)
+        asked = training.cuda_graphs == "on"
+        beyond = math.inf if asked else graphs.gain if graphs.on else 1.0
+        packed = packing.choose(model, rows, training, precision.name, epochs=epochs, beyond=beyond)
+        if packed.on:  # rows of a size of their own cannot be recorded
+            graphs = replace(graphs, on=False)
         return cls(precision, weighed, packed, graphs, training.compile)
 
     @property
