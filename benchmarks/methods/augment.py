@@ -3,7 +3,8 @@
 Each fit appends one JSON line to `augment.jsonl` beside this file; a run that was cut off goes on where it stopped. The
 rows that are drawn depend on the seed alone, so arms of one seed are pairs.
 
-    python benchmarks/methods/augment.py tweeteval_emotion cifar10_subset --seeds 3
+    python benchmarks/methods/augment.py tweeteval_emotion cifar10_subset --seeds 5
+    python benchmarks/methods/augment.py tweeteval_emotion --seeds 5 --translators FOLDER
     python benchmarks/methods/augment.py --table
 """
 
@@ -35,6 +36,8 @@ SUITES: dict[str, dict[str, Any]] = {
             "augment:drop=0 (EDA)": ["augment:drop=0"],
             "cutoff": ["cutoff"],
             "cutoff:kind=span": ["cutoff:kind=span"],
+            "backtranslate": ["backtranslate:there={models}/en-de,back={models}/de-en"],
+            "backtranslate:temperature=0": ["backtranslate:there={models}/en-de,back={models}/de-en,temperature=0"],
         },
     },
     "cifar10_subset": {
@@ -67,7 +70,7 @@ def read(source: Path, part: str) -> tuple[list[str], list[str]]:
     return [value for value, _ in found], [label for _, label in found]
 
 
-def fit(root: Path, name: str, arm: str, rows: int, seed: int) -> dict[str, Any]:
+def fit(root: Path, name: str, arm: str, rows: int, seed: int, models: Path | None) -> dict[str, Any]:
     """One fit on rows drawn by the seed, measured on some of the official test rows."""
     from headstart.adapt import execute, make_spec, prepare
 
@@ -79,7 +82,7 @@ def fit(root: Path, name: str, arm: str, rows: int, seed: int) -> dict[str, Any]
     memory = {"inputs": [inputs[i] for i in drawn], "labels": [labels[i] for i in drawn], "test": tuple(test)}
     spec = {
         "backbone": suite["backbone"],
-        "methods": suite["arms"][arm],
+        "methods": [method.format(models=models) for method in suite["arms"][arm]],
         "training": {**suite["training"], "epochs": suite["budgets"][rows], "patience": None, "seed": seed},
     }
     cpu, started = time.process_time(), time.perf_counter()
@@ -92,6 +95,7 @@ def fit(root: Path, name: str, arm: str, rows: int, seed: int) -> dict[str, Any]
         "per_class": rows,
         "seed": seed,
         "rows": len(run.data.train),
+        **report["stages"][-1]["details"].get("rows_added", {}),
         "test_rows": len(run.data.test),
         "accuracy": round(measured["accuracy"]["value"], 5),
         "macro_f1": round(measured["macro_f1"]["value"], 5),
@@ -129,6 +133,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--sizes", type=int, nargs="+", default=[0, 1], help="which of a set's budgets, in this order")
+    parser.add_argument("--translators", type=Path, help="where `translators.py` left its models, for `backtranslate`")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     for name in set(options.sets) - set(SUITES):
@@ -141,10 +146,11 @@ def main() -> None:
         for seed in range(options.seeds)
         for name in options.sets
         for arm in SUITES[name]["arms"]
+        if options.translators is not None or "backtranslate" not in arm
     ]
     for key in wanted:
         if key not in done:
-            lines.append(fit(options.data_root, *key))
+            lines.append(fit(options.data_root, *key, options.translators))
             with OUT.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(lines[-1]) + "\n")
             print(json.dumps(lines[-1]), flush=True)

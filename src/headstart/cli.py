@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -355,6 +356,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(arguments: list[str] | None = None) -> int:
     """Run the command line; every failure is one sentence on standard error and an exit status."""
+    # torch says this of its own threads on a GPU, once a process, and then does the right thing.
+    warnings.filterwarnings("ignore", "Attempting to run cuBLAS, but there was no current CUDA context")
     try:
         result = app(args=arguments, standalone_mode=False, prog_name="headstart")
         return result if isinstance(result, int) else 0
