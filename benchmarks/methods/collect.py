@@ -40,16 +40,23 @@ def _robust(line: Line) -> dict[str, float]:
     return {"accuracy %": 100 * line["clean"], **attacked}
 
 
+def _each(line: Line) -> str:
+    return f"{line['per_class']} rows a class"
+
+
+TASKS = {"fewer": ("texts", 8), "few": ("texts", 20), "fewer pictures": ("pictures", 5), "pictures": ("pictures", 15)}
+"""What the regimes of `multitask.py` are."""
+
 SOURCES: dict[str, tuple[str, Callable[[Line], tuple[str, str]], Callable[[Line], dict[str, float]]]] = {
-    "prune": ("plain", lambda x: (x["set"], "all rows"), _accuracy),
+    "prune": ("plain", lambda x: (x["set"], "all rows" if x["per_class"] is None else _each(x)), _accuracy),
     "skewed": ("plain", _skew, _skewed),
-    "augment": ("plain", lambda x: (x["set"], f"{x['per_class']} rows a class"), _accuracy),
-    "adversarial": ("plain", lambda x: (x["set"], f"{x['per_class']} rows a class"), _robust),
+    "augment": ("plain", lambda x: (x["set"], _each(x)), _accuracy),
+    "adversarial": ("plain", lambda x: (x["set"], _each(x)), _robust),
     "distil": ("plain", lambda x: (x["set"], "a student of half the blocks"), _accuracy),
-    "few": ("finetune", lambda x: (x["set"], f"{x['per_class']} rows a class"), _accuracy),
+    "few": ("finetune", lambda x: (x["set"], _each(x)), _accuracy),
     "multitask": (
         "single",
-        lambda x: (f"{len(x['accuracy'])} sets, {x['regime']}", "per task"),
+        lambda x: (f"{len(x['accuracy'])} sets of {TASKS[x['regime']][0]}", f"{TASKS[x['regime']][1]} rows a class"),
         lambda x: {"accuracy %": 100 * x["mean"]},
     ),
 }
