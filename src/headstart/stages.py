@@ -383,7 +383,7 @@ class Stages:
                 chosen, prefix.precision = settled.precision, settled.precision.name
                 set_modes(trial, keep_stats=training.running_stats == "keep")
                 once = prefix.foreseen(trial, epochs)
-                apart = training.parts == "auto" and self.device.type == "cpu" and not prefix.why_not()
+                apart = training.parts == "auto" and self.device.type == "cpu" and not prefix.hooks.rows_meet()
                 costs = costing.measure(
                     trial, self.train_rows, training, precision=chosen.name, backward=True,
                     step=settled.ways.step(trial), bottom=once and once[1],
