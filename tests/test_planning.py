@@ -18,6 +18,8 @@ from headstart.steps import costing
 from headstart.steps.precision import Precision
 from headstart.values import Batch
 from method_runs import make_loop, make_method
+from tiny import make_loop as make_small
+from tiny import make_rows
 
 
 @pytest.mark.parametrize(("rows", "expected"), [(32, 50), (960, 10), (9000, 5), (1_000_000, 5)])
@@ -208,3 +210,17 @@ def test_passes_of_several_methods_multiply() -> None:
 def test_rows_learned_are_those_of_every_stage_that_is_not_solved_exactly() -> None:
     stages = [TrainingSpec(optimizer="lbfgs"), TrainingSpec(epochs=3), TrainingSpec(epochs=2)]
     assert planning.rows_learned(stages, 40) == 200
+
+
+@pytest.mark.parametrize(("same", "timed"), [(True, 1), (False, costing.TIMED)])
+def test_rows_of_one_length_are_timed_once(same: bool, timed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, seen, once = make_small(batch_size=8), [], costing.once
+
+    def listening(*args: Any, **options: Any) -> Any:
+        seen.append(len(args[2]))
+        return once(*args, **options)
+
+    monkeypatch.setattr(costing, "once", listening)
+    rows = make_rows(60, same_length=same)
+    costing.measure(loop.model, rows, loop.training, precision="fp32", backward=True)
+    assert len(seen) == 1 + timed  # one to warm up

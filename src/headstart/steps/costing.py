@@ -25,7 +25,7 @@ WORTH = 10
 """How many times what trying another way of computing takes a run must take, before it is tried by itself."""
 
 TIMED = 3
-"""Batches that are timed for an estimate, from short to long."""
+"""Batches that are timed for an estimate, from short to long; one where all rows are of one length."""
 
 TIMED_NUMBERS = 2**22
 """Numbers of a timed update, at most: more than caches hold."""
@@ -73,6 +73,7 @@ def measure(
     found = batches(rows, training, backward=backward)
     padded = np.array([len(batch) * int(rows.prepared.lengths[batch].max()) for batch in found])
     order = np.argsort(padded, kind="stable")
+    timed = TIMED if len(np.unique(rows.prepared.lengths)) > 1 else 1
     was_training = model.training
     model.eval()
     kept, seconds, answers, below, done, reading, read = 0, 0.0, 0.0, 0.0, 0.0, 0.0, 0
@@ -86,7 +87,7 @@ def measure(
         # The longest comes first: it warms up, and shows the largest amount that waits for the backward pass.
         longest = found[order[-1]] if backward else _some(rows, found[order[-1]])
         kept = once(model, rows, longest, precision=precision, backward=backward, weigh=True)[2]
-        for group in np.array_split(order, min(TIMED, len(order))):
+        for group in np.array_split(order, min(timed, len(order))):
             whole_batch = found[group[len(group) // 2]]
             batch = whole_batch if backward else _some(rows, whole_batch)
             if next(model.parameters()).device.type == "cuda":  # a shape's first pass records it, or chooses kernels
