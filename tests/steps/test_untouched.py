@@ -16,8 +16,8 @@ LARGE = torch.tensor([1.0, -2.0])
     [
         ([LARGE], [LARGE * 1.0005], False),
         ([LARGE], [LARGE * 1.002], True),
-        ([LARGE, 0.01 * LARGE], [LARGE, 0.0101 * LARGE], True),
-        ([LARGE, 1e-6 * LARGE], [LARGE, -1e-6 * LARGE], False),
+        ([LARGE, 1e-3 * LARGE], [LARGE, 1.01e-3 * LARGE], True),
+        ([LARGE, 1e-7 * LARGE], [LARGE, -1e-7 * LARGE], False),
         ([1e-6 * LARGE], [-1e-6 * LARGE], True),
         ([LARGE, None], [LARGE, None], False),
         ([LARGE, None], [LARGE, LARGE], True),
@@ -28,7 +28,7 @@ LARGE = torch.tensor([1.0, -2.0])
     ids=["equal", "larger", "small", "rounding", "nothing else", "both none", "one none", "other none", "nan", "empty"],
 )
 def test_what_counts_as_different(ones: list[Tensor | None], others: list[Tensor | None], differs: bool) -> None:
-    """By a thousandth of a tensor's largest number, or of a hundredth of the largest of all."""
+    """By a thousandth of a tensor's largest number, or of a thousandth of the largest of all."""
     assert apart(ones, others, 1e-3) is differs
 
 

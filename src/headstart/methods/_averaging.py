@@ -53,7 +53,7 @@ class AveragingMethod(Method):
         Also under which name of the averages each entry of the state dict stands; tied weights share one.
         """
         self.parameters_, self.model_buffers_ = list(model.named_parameters()), list(model.named_buffers())
-        owner = {id(p): name for name, p in model.named_parameters()}
+        owner = {id(p): name for name, p in self.parameters_}
         live = model.state_dict(keep_vars=True)
         self.names_ = {name: owner[id(value)] for name, value in live.items() if owner.get(id(value)) in self.shadow_}
         self.live_ = {name: value.detach() for name, value in live.items()}

@@ -24,7 +24,7 @@ def untouched(model: nn.Module, *, gradients: bool = True) -> Iterator[None]:
                 value.copy_(buffers[name])
 
 
-NEXT_TO_NOTHING = 1e-2
+NEXT_TO_NOTHING = 1e-3
 """Share of the largest gradient of all below which one is rounding: that of a key's bias is zero but for it."""
 
 
