@@ -6,11 +6,13 @@ where the models lie until then.
 
     python benchmarks/methods/distil.py banking77
     python benchmarks/methods/distil.py hymenoptera
+    python benchmarks/methods/distil.py banking77 --few
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import random
@@ -31,7 +33,7 @@ SUITES: dict[str, dict[str, Any]] = {
         "methods": ["freeze:decay=0.9,tables=true", "ema:decay=0.995"],
         "training": {"epochs": 8, "learning_rate": 5e-4, "batch_size": 64, "patience": None},
         "plain": {"task": {"label_smoothing": 0.1}},
-        "distil": {"options": "hidden=2,relations=1", "training": {"task_weight": 0.3}},
+        "distil": {"options": "hidden=2,relations=1,unlabelled=4", "training": {"task_weight": 0.3}},
         "rows": 1000,
     },
     "hymenoptera": {
@@ -49,6 +51,9 @@ SUITES: dict[str, dict[str, Any]] = {
 """Per set: the student's network and tuning, what only one arm has, and rows to time. The teacher is what the default
 recipe makes of all labels; with `labelled` the students keep the labels of so many rows a class, and the taught one
 gets the others without labels."""
+FEW = {"banking77": 20, "hymenoptera": 40}
+"""Labels a class of the smaller budget: all that the teacher has too. The taught student gets the other rows without
+labels, four for each labelled one: it sees as many rows as with all labels."""
 
 
 def sources(root: Path, name: str) -> dict[str, Path]:
@@ -60,48 +65,76 @@ def sources(root: Path, name: str) -> dict[str, Path]:
 
 
 def few(parts: dict[str, Path], count: int, seed: int, folder: Path) -> dict[str, Path]:
-    """The training folder divided into `count` pictures a class and the others without labels, as links."""
-    chosen = {"train": folder / "labelled", "unlabelled": folder / "unlabelled"}
-    if not folder.exists():
-        for kind in sorted(path for path in parts["train"].iterdir() if path.is_dir()):
-            files = sorted(kind.iterdir())
-            random.Random(seed).shuffle(files)
-            for place, file in enumerate(files):
-                home = chosen["train"] / kind.name if place < count else chosen["unlabelled"] / "all"
-                home.mkdir(parents=True, exist_ok=True)
-                (home / f"{kind.name}-{file.name}").symlink_to(file.resolve())
+    """The training part divided into `count` rows a class and the others without labels; pictures as links."""
+    table = parts["train"].is_file()
+    chosen = {part: folder / (f"{part}.csv" if table else part) for part in ("train", "unlabelled")}
+    if folder.exists():
+        return {**parts, **chosen}
+    rows: dict[str, list[Any]] = {}
+    if table:
+        with parts["train"].open(encoding="utf-8", newline="") as file:
+            for row in csv.DictReader(file):
+                rows.setdefault(row["label"], []).append(row["text"])
+    else:
+        rows = {kind.name: sorted(kind.iterdir()) for kind in sorted(parts["train"].iterdir()) if kind.is_dir()}
+    for found in rows.values():
+        random.Random(seed).shuffle(found)
+    known = [(row, label) for label, found in rows.items() for row in found[:count]]
+    others = [(row, label) for label, found in rows.items() for row in found[count:]]
+    if table:
+        folder.mkdir(parents=True)
+        for part, lines in (
+            ("train", [("text", "label"), *known]),
+            ("unlabelled", [("text",), *((r,) for r, _ in others)]),
+        ):
+            with chosen[part].open("w", encoding="utf-8", newline="") as file:
+                csv.writer(file).writerows(lines)
+        return {**parts, **chosen}
+    for part, linked in (("train", known), ("unlabelled", others)):
+        for file, label in linked:
+            place = chosen[part] / (label if part == "train" else "all") / f"{label}-{file.name}"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(file.resolve())
     return {**parts, **chosen}
 
 
-def fit(root: Path, name: str, arm: str, seed: int, models: Path) -> dict[str, Any]:
+def home(models: Path, name: str, arm: str, seed: int, per_class: int | None) -> Path:
+    """Where a model of this benchmark lies."""
+    return models / f"{name}-{arm}-{seed}{'' if per_class is None else f'-{per_class}'}"
+
+
+def fit(root: Path, name: str, arm: str, seed: int, per_class: int | None, models: Path) -> dict[str, Any]:
     """One fit, saved and measured on the official test rows."""
     from headstart.adapt import execute, make_spec, prepare
 
-    suite, parts, folder = SUITES[name], sources(root, name), models / f"{name}-{arm}-{seed}"
+    suite, parts = SUITES[name], sources(root, name)
+    labels = per_class if per_class is not None or arm == "teacher" else suite.get("labelled")
+    if labels is not None:
+        parts = few(parts, labels, seed, models / f"{name}-rows-{seed}-{labels}")
+        if arm != "distil":
+            del parts["unlabelled"]
     flat: dict[str, Any] = {"backbone__ref": suite["backbone"], "training__seed": seed}
     spec: dict[str, Any] = {}
     if arm != "teacher":
         own = suite[arm]
         methods = [*suite["methods"]]
         if arm == "distil":
-            methods.append(f"distil:teacher={json.dumps(str(models / f'{name}-teacher-{seed}'))},{own['options']}")
+            teacher = json.dumps(str(home(models, name, "teacher", seed, per_class)))
+            methods.append(f"distil:teacher={teacher},{own['options']}")
         training = {**suite["training"], **own.get("training", {})}
         stage = {"name": "finetune", "methods": methods, "training": training, "task": own.get("task", {})}
         spec = {"stages": [PROBE, stage], "keep": "last"}
         if suite["layers"] is not None:
             flat["backbone__layers"] = suite["layers"]
-        if "labelled" in suite:
-            parts = few(parts, suite["labelled"], seed, models / f"{name}-few-{seed}")
-            if arm == "plain":
-                del parts["unlabelled"]
     flat |= {f"data__{part}": str(path) for part, path in parts.items()}
     started, cpu = time.perf_counter(), time.process_time()
-    made = execute(prepare(make_spec(spec=spec, **flat)), folder, overwrite=True)
+    made = execute(prepare(make_spec(spec=spec, **flat)), home(models, name, arm, seed, per_class), overwrite=True)
     report = made.report.to_json()
     return {
         "set": name,
         "arm": arm,
         "seed": seed,
+        "per_class": per_class,
         **({} if arm == "teacher" else {"layers": suite["layers"], "methods": suite["methods"], **suite[arm]}),
         "training": report["stages"][-1]["details"] if arm == "teacher" else suite["training"],
         "parameters": sum(p.numel() for p in made.model.parameters()),
@@ -113,7 +146,7 @@ def fit(root: Path, name: str, arm: str, seed: int, models: Path) -> dict[str, A
     }
 
 
-def speed(root: Path, name: str, seed: int, models: Path, repetitions: int) -> dict[str, Any]:
+def speed(root: Path, name: str, seed: int, per_class: int | None, models: Path, repetitions: int) -> dict[str, Any]:
     """Rows a second of both models on the same rows, in turn; the median of the ratios of neighbours."""
     import torch
 
@@ -123,7 +156,7 @@ def speed(root: Path, name: str, seed: int, models: Path, repetitions: int) -> d
     from headstart.encoded import Encoded
 
     arms = ("teacher", "distil")
-    made = {arm: hs.load(models / f"{name}-{arm}-{seed}") for arm in arms}
+    made = {arm: hs.load(home(models, name, arm, seed, per_class)) for arm in arms}
     inputs = list(data.load(make_spec(str(sources(root, name)["test"]))).train.inputs())
     wanted = SUITES[name]["rows"]
     chosen = inputs[:: max(1, len(inputs) // wanted)][:wanted]
@@ -140,6 +173,7 @@ def speed(root: Path, name: str, seed: int, models: Path, repetitions: int) -> d
         "set": name,
         "arm": "speed",
         "seed": seed,
+        "per_class": per_class,
         "rows": len(chosen),
         "repetitions": repetitions,
         "threads": torch.get_num_threads(),
@@ -165,19 +199,25 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--repetitions", type=int, default=9)
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "headstart-distil")
+    parser.add_argument("--few", action="store_true", help="with few labels, the teacher too")
     options = parser.parse_args()
+    per_class = FEW[options.set] if options.few else None
     lines = [json.loads(text) for text in OUT.read_text().splitlines()] if OUT.exists() else []
-    done = {(line["set"], line["arm"], line["seed"]) for line in lines}
+    done = {
+        (line["arm"], line["seed"])
+        for line in lines
+        if (line["set"], line.get("per_class")) == (options.set, per_class)
+    }
     for seed in range(options.seeds):
         # Models may be gone when all of their seed is on record.
-        if all((options.set, arm, seed) in done for arm in (*options.arms, "speed")):
+        if all((arm, seed) in done for arm in (*options.arms, "speed")):
             continue
         for arm in options.arms:
-            folder = options.models / f"{options.set}-{arm}-{seed}"
-            if (options.set, arm, seed) not in done or not (folder / "bundle.json").exists():
-                append(fit(options.data_root, options.set, arm, seed, options.models))
-        if (options.set, "speed", seed) not in done and {"teacher", "distil"} <= set(options.arms):
-            append(speed(options.data_root, options.set, seed, options.models, options.repetitions))
+            folder = home(options.models, options.set, arm, seed, per_class)
+            if (arm, seed) not in done or not (folder / "bundle.json").exists():
+                append(fit(options.data_root, options.set, arm, seed, per_class, options.models))
+        if ("speed", seed) not in done and {"teacher", "distil"} <= set(options.arms):
+            append(speed(options.data_root, options.set, seed, per_class, options.models, options.repetitions))
 
 
 if __name__ == "__main__":
