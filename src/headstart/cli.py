@@ -50,6 +50,7 @@ Limit = Annotated[str | None, typer.Option(help="such as 90s, 10m or 1.5h")]
 Seed = Annotated[int | None, typer.Option(help="every random draw comes from it")]
 SpecFile = Annotated[Path | None, typer.Option("--spec", help="a TOML spec, or a bundle whose run to repeat")]
 Views = Annotated[int, typer.Option("--tta", help="views of each row to average, the first is the row; 1 is off")]
+Answered = Annotated[str, typer.Option("--precision", help="auto (of many rows, as measured), fp32 or bf16")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="section.key=value over the spec; repeat it")]
 
 
@@ -146,6 +147,7 @@ def predict(
     out: Annotated[Path, typer.Option(help=".csv, .tsv, .jsonl or .parquet; for a folder of such files a folder")],
     task: OneTask = None,
     tta: Views = 1,
+    precision: Answered = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="go on with a folder that was cut off")] = False,
     engine: Annotated[str, typer.Option(help="for a folder: local, or ray for several files at a time")] = "local",
     as_json: Json = False,
@@ -155,7 +157,9 @@ def predict(
     from headstart.terminal import Terminal
 
     terminal = Terminal()
-    count = verbs.predict(bundle, rows, out, task=task, tta=tta, resume=resume, engine=engine, tell=terminal.say)
+    count = verbs.predict(
+        bundle, rows, out, task=task, tta=tta, precision=precision, resume=resume, engine=engine, tell=terminal.say
+    )
     terminal.say(f"done: {count} rows answered in '{out}'")
     if as_json:
         _print_json({"rows": count, "out": str(out)})
@@ -174,6 +178,7 @@ def evaluate(
     robust_rows: Annotated[int, typer.Option(min=1, help="rows that are attacked at most")] = 300,
     radius: Annotated[list[float] | None, typer.Option(min=0.0, help="of an attack, instead of the usual two")] = None,
     tta: Views = 1,
+    precision: Answered = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure a bundle on labelled rows, with intervals, by slice and under attack."""
@@ -183,7 +188,7 @@ def evaluate(
     terminal = Terminal()
     measured = verbs.evaluate(
         bundle, rows, task=task, slices=slice_ or (), on_bad_row=on_bad_row, robust=robust, robust_rows=robust_rows,
-        radii=radius or None, tta=tta,
+        radii=radius or None, tta=tta, precision=precision,
     )  # fmt: skip
     terminal.say(f"{measured['task']} on {measured['rows']} rows (value [95 % interval])")
     for name, text in verbs.summary_table(measured["metrics"]):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +29,22 @@ IN_MEMORY = 256 * 2**20
 """Bytes of answers kept in memory; more than this goes to a memory-mapped temporary file."""
 
 
-def outputs(model: nn.Module, rows: Encoded, *, batch_size: int | None = None) -> np.ndarray:
-    """The head's raw outputs, (rows,K) float32. batch_size: rows at a time; None lets `plan` choose."""
-    return _collect(model, rows, batch_size, lambda batch: model(batch)[1])
+def outputs(model: nn.Module, rows: Encoded, *, batch_size: int | None = None, precision: str = "fp32") -> np.ndarray:
+    """The head's raw outputs, (rows,K) float32.
+
+    batch_size: rows at a time; None lets `plan` choose. precision: fp32, or bf16 where torch casts (`steps.answering`).
+    """
+    return _collect(model, rows, batch_size, lambda batch: model(batch)[1], precision)
 
 
-def pooled(backbone: Backbone, rows: Encoded, *, batch_size: int | None = None) -> np.ndarray:
-    """Frozen pooled features, (rows,D) float32. batch_size: as for `outputs`."""
-    return _collect(backbone, rows, batch_size, lambda batch: backbone(batch).pooled)
+def pooled(backbone: Backbone, rows: Encoded, *, batch_size: int | None = None, precision: str = "fp32") -> np.ndarray:
+    """Frozen pooled features, (rows,D) float32. batch_size, precision: as for `outputs`."""
+    return _collect(backbone, rows, batch_size, lambda batch: backbone(batch).pooled, precision)
+
+
+def running(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Inside, passes on this device run in fp32, or in bf16 where torch's autocast makes it so."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def averaged(
@@ -76,13 +86,19 @@ def plan(rows: Encoded, batch_size: int | None = None, *, device: torch.device |
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-def _collect(module: nn.Module, rows: Encoded, batch_size: int | None, answer: Callable[[Batch], Tensor]) -> np.ndarray:
+def _collect(
+    module: nn.Module,
+    rows: Encoded,
+    batch_size: int | None,
+    answer: Callable[[Batch], Tensor],
+    precision: str = "fp32",
+) -> np.ndarray:
     training = module.training
     module.eval()
     device = next(module.parameters()).device
     found: np.ndarray | None = None
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), running(device, precision):
             for index in plan(rows, batch_size, device=device):
                 values = answer(rows.batch(index.tolist()).to(device)).float().cpu().numpy()
                 if found is None:

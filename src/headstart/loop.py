@@ -64,6 +64,9 @@ class Loop:
     known: Mapping[str, np.ndarray] = field(default_factory=dict)
     """Pooled features of the rows that are at hand already, by 'train' and 'validation', for a frozen backbone."""
 
+    answers: str = "fp32"
+    """What validation rows are answered in: fp32 or bf16."""
+
     def train(self, *, resume: bool = False) -> Trained:
         """Run to the end and give back the model with the kept weights, methods finished.
 
@@ -298,7 +301,7 @@ class Loop:
         if self.validation is None or self.validation.targets is None:
             raise HeadstartError("there are no validation rows to choose on")
         rows = self.prefix.of(self.validation, model)
-        scores = self.hooks.task.scores(torch.from_numpy(inference.outputs(model, rows)))
+        scores = self.hooks.task.scores(torch.from_numpy(inference.outputs(model, rows, precision=self.answers)))
         measured = self.hooks.task.measure(scores.numpy(), self.validation.targets.numpy())
         return measured[self.metric]
 
@@ -329,7 +332,7 @@ class Loop:
         alone = self.accelerator.num_processes == 1
         return Prefix(
             self.hooks, self.train_rows, self.validation, self.training.cache,
-            precision=self.ways.precision, alone=alone, tell=tell, stop=stop, known=self.known,
+            precision=self.ways.precision, answers=self.answers, alone=alone, tell=tell, stop=stop, known=self.known,
         )  # fmt: skip
 
     def _elapsed(self) -> float:

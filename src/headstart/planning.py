@@ -120,6 +120,7 @@ def _stage_lines(stage: StagePlan) -> list[str]:
     head = f"  stage      {stage.name}: {', '.join(stage.methods) or 'everything learns'}"
     if not stage.steps:
         work = "solved exactly on frozen features"
+        work += f" in {stage.precision} ({stage.precision_why})" if stage.precision != "fp32" else ""
     else:
         work = f"{stage.epochs} epochs, {stage.steps} steps, rate {stage.learning_rate:g}, {stage.precision}"
         work += f" ({stage.precision_why})" if stage.precision_why else ""
@@ -255,8 +256,8 @@ def describe_stage(
         passes_per_step=passes,
         trainable=trainable,
         total=total,
-        precision="fp32" if exact else precision.name,
-        precision_why="" if exact else precision.why,
+        precision=precision.name,
+        precision_why=precision.why,
         seconds=seconds,
         # Weights of everything; gradients and two moments of what learns.
         memory_bytes=4 * total + 12 * trainable,

@@ -29,7 +29,7 @@ from headstart.parts import cuts
 from headstart.protocols import Method, Modality, Task
 from headstart.running import has_statistics, set_modes
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
-from headstart.steps import costing, precision
+from headstart.steps import answering, costing, precision
 from headstart.steps.precision import Precision
 from headstart.steps.ways import Settled, told
 
@@ -88,6 +88,9 @@ class Stages:
     features: dict[str, np.ndarray] = field(default_factory=dict)
     measured: dict[str, Precision] = field(default_factory=dict)
     """What `training.precision` has become, by its setting."""
+
+    answered: Precision | None = None
+    """What `training.precision = auto` has become for passes that only answer, once there were rows enough to try."""
 
     settled: dict[str, Settled] = field(default_factory=dict)
     """How the steps of stages are made, by name."""
@@ -200,6 +203,8 @@ class Stages:
         head = self.model.head
         crossed = self.validation is None
         details: dict[str, Any] = {"c": found.c, "chosen_on": f"{probe.FOLDS} folds" if crossed else "validation"}
+        if self.answered is not None and self.answered.name != "fp32":
+            details |= {"features": self.answered.name, "features_why": self.answered.why}
         if training.name_rows:
             details["rows_added"] = {"name_rows": training.name_rows * self.task.outputs}
         # Answers out of fold are honest only while the backbone has not seen the rows' labels.
@@ -239,11 +244,18 @@ class Stages:
             self.suspects = label_errors.find(features, targets, self.task, seed=self.spec.training.seed)
 
     def _features(self, name: str, rows: Encoded) -> np.ndarray:
-        if not self.untouched:
-            return inference.pooled(self.model.backbone, rows)
-        if name not in self.features:
-            self.features[name] = inference.pooled(self.model.backbone, rows)
+        if not self.untouched or name not in self.features:
+            found = inference.pooled(self.model.backbone, rows, precision=self.answers(rows).name)
+            if not self.untouched:
+                return found
+            self.features[name] = found
         return self.features[name]
+
+    def answers(self, rows: Encoded) -> Precision:
+        """What passes over these rows that only answer run in. `auto` is measured once a run, with rows enough."""
+        if self.spec.training.precision == "auto" and self.answered is None:
+            self.answered = answering.choose(self.model, rows)
+        return self.answered or Precision()
 
     def outputs(self, name: str, rows: Encoded) -> np.ndarray:
         """The model's raw outputs, (rows,K) float32; of an untouched backbone the features are computed once.
@@ -251,7 +263,7 @@ class Stages:
         name: of the rows, 'validation' or 'test', which are always the same ones under it.
         """
         if not self.untouched:
-            return inference.outputs(self.model, rows)
+            return inference.outputs(self.model, rows, precision=self.answers(rows).name)
         features = torch.from_numpy(self._features(name, rows))
         with torch.inference_mode():
             blocks = [self.model.head(part.to(self.device)).cpu() for part in features.split(HEAD_ROWS)]
@@ -285,13 +297,14 @@ class Stages:
             epoch = planning.epoch_seconds(costs, len(rows), len(self.validation or ()), passes)
             epochs = max(1, min(epochs, int(left / max(1e-9, epoch))))
             training = training.model_copy(update={"time_limit": left})
-        known = dict(self.features) if self.untouched else {}
+        answers = self.answers(self.validation or self.train_rows).name
+        known = dict(self.features) if self.untouched and answers == "fp32" else {}
         if rows is not self.train_rows:
             known.pop("train", None)
         loop = Loop(
             self.model, hooks, rows, self.validation, training, epochs, rate, self.device,
             ways=settled.ways, checkpoint=checkpoint, identity=identity, listen=self.listen,
-            known=known,
+            known=known, answers=answers,
         )  # fmt: skip
         trained = loop.train(resume=resume)
         self.model = trained.model  # type: ignore[assignment]
@@ -342,7 +355,9 @@ class Stages:
     def _score(self, rows: Encoded) -> float | None:
         if rows.targets is None:
             return None
-        scores = self.task.scores(torch.from_numpy(inference.outputs(self.model, rows)))
+        scores = self.task.scores(
+            torch.from_numpy(inference.outputs(self.model, rows, precision=self.answers(rows).name))
+        )
         return self.task.measure(scores.numpy(), rows.targets.numpy())[self.task.metric]
 
     def _trial(self, stage: StageSpec) -> tuple[nn.Module, dict[str, Method], list[nn.Parameter], Prefix]:
@@ -377,7 +392,8 @@ class Stages:
             asked = "fp32" if training.precision == "auto" else training.precision
             chosen, costs, settled, once = Precision(asked), None, None, None
             if timed and training.optimizer == "lbfgs":
-                costs = costing.measure(trial, self.train_rows, training, precision="fp32", backward=False)
+                chosen = self.answers(self.train_rows)
+                costs = costing.measure(trial, self.train_rows, training, precision=chosen.name, backward=False)
             elif timed:
                 settled = self._settle(stage, training, trial, methods)
                 chosen, prefix.precision = settled.precision, settled.precision.name

@@ -36,6 +36,7 @@ def predict(
     task: str | None = None,
     tta: int = 1,
     seed: int = 0,
+    precision: str = "auto",
     resume: bool = False,
     engine: str = "local",
     tell: Callable[[str], None] = lambda sentence: None,
@@ -44,51 +45,52 @@ def predict(
 
     Of several tasks each gives `prediction_<task>` and score columns with its name; with `task` only that one answers,
     under the names that a model of one task uses. `out` ends in .csv, .tsv, .jsonl or .parquet and is written whole or
-    not at all. tta: views of each row that are averaged, drawn from `seed`. Raises DataError for a missing column or a
-    row that cannot be read.
+    not at all. tta: views of each row that are averaged, drawn from `seed`. precision: auto, fp32 or bf16, as for
+    `Bundle.outputs`. Raises DataError for a missing column or a row that cannot be read.
 
     For a folder of such files and a folder as `out`, each file is answered into one of the same name
     (`scoring.answer_folder`): resume goes on with a run that was cut off, engine 'ray' answers several files at a time,
     and tell receives a line a file.
     """
     out = Path(out)
+    how = {"tta": tta, "seed": seed, "precision": precision}
     if out.suffix.lower() not in data.FORMATS and scoring.is_folder_of_tables(path):
-        return _predict_folder(bundle, Path(path), out, task, tta, seed, resume=resume, engine=engine, tell=tell)
+        return _predict_folder(bundle, Path(path), out, task, how, resume=resume, engine=engine, tell=tell)
     if resume or engine != "local":
         raise DataError(
             f"resume and engine are for a folder of files and a folder of answers; '{path}' to '{out}' is not"
         )
-    return _predict_file(_model(bundle, task), path, out, tta, seed)
+    return _predict_file(_model(bundle, task), path, out, how)
 
 
 def _predict_folder(
-    bundle: Bundle | str | Path, source: Path, out: Path, task: str | None, tta: int, seed: int, **how: Any
+    bundle: Bundle | str | Path, source: Path, out: Path, task: str | None, how: Mapping[str, Any], **run: Any
 ) -> int:
     model = _model(bundle, task)
     digest = hashlib.sha256(json.dumps(model.record, sort_keys=True, default=str).encode()).hexdigest()
-    job = {"model": digest, "task": task, "tta": tta, "seed": seed}
-    if how["engine"] == "local":
-        make: Callable[[], scoring.Answer] = partial(_answerer, model, None, tta, seed)
+    job = {"model": digest, "task": task, **how}
+    if run["engine"] == "local":
+        make: Callable[[], scoring.Answer] = partial(_answerer, model, None, how)
     elif isinstance(bundle, Bundle):
         raise DataError("another engine than local loads the bundle in its own processes: pass the bundle's folder")
     else:
-        make = partial(_answerer, Path(bundle).resolve(), task, tta, seed)
-    return scoring.answer_folder(source, out, make, job, **how).rows
+        make = partial(_answerer, Path(bundle).resolve(), task, how)
+    return scoring.answer_folder(source, out, make, job, **run).rows
 
 
-def _answerer(bundle: Bundle | Path, task: str | None, tta: int, seed: int) -> scoring.Answer:
+def _answerer(bundle: Bundle | Path, task: str | None, how: Mapping[str, Any]) -> scoring.Answer:
     model = _model(bundle, task)
-    return lambda path, out: _predict_file(model, path, out, tta, seed)
+    return lambda path, out: _predict_file(model, path, out, how)
 
 
-def _predict_file(model: Bundle, path: str | Path, out: Path, tta: int, seed: int) -> int:
+def _predict_file(model: Bundle, path: str | Path, out: Path, how: Mapping[str, Any]) -> int:
     data.check_output(out)
     rows = _unlabelled(model, path)
     names = [f"prediction_{name}" for name in model.tasks] or ["prediction"]
     for name in rows.table.column_names:
         if name in names:
             raise DataError(f"'{path}' already has a column '{name}'; rename it, so that nothing is lost")
-    return data.write_table(_answers(model, rows, tta, seed), out)
+    return data.write_table(_answers(model, rows, how), out)
 
 
 def _model(bundle: Bundle | str | Path, task: str | None) -> Bundle:
@@ -109,11 +111,11 @@ def _unlabelled(model: Bundle, path: str | Path) -> data.Part:
     return data.load_unlabelled(path, spellings[-1], encoding=_encoding(model))
 
 
-def _answers(model: Bundle, rows: data.Part, tta: int, seed: int) -> Iterator[pa.Table]:
+def _answers(model: Bundle, rows: data.Part, how: Mapping[str, Any]) -> Iterator[pa.Table]:
     inputs = rows.inputs()
     for start in range(0, max(1, len(rows)), CHUNK):
         part = rows.table.slice(start, CHUNK)
-        decoded = model.decode(inputs[start : start + CHUNK], tta=tta, seed=seed)
+        decoded = model.decode(inputs[start : start + CHUNK], **how)
         for name in model.tasks:
             part = part.append_column(f"prediction_{name}", pa.array([answer[name] for answer in decoded.prediction]))
         if not model.tasks:
@@ -145,12 +147,14 @@ def evaluate(
     radii: Sequence[float] | None = None,
     tta: int = 1,
     seed: int = 0,
+    precision: str = "auto",
 ) -> dict[str, Any]:
     """Measure a bundle on labelled rows: metrics with intervals, per class, calibration, slices, worst mistakes.
 
     task: of several, the one whose labels these are. slices: columns of the file; every value of each is measured by
     itself. robust: attacked and spoiled rows too, at most `robust_rows` of them, attacked within `radii`
     (`robustness.measure`). tta: views of each row that are averaged. seed: of the views, the attacks and the intervals.
+    precision: auto, fp32 or bf16, as for `Bundle.outputs`.
     Raises DataError for a missing column or for labels that the model does not know.
     """
     from headstart.evaluation import measure_split
@@ -175,9 +179,10 @@ def evaluate(
         raise BadInput(f"'{path}' has no rows to evaluate on")
     inputs = rows.inputs()
     targets = model.task.encode(rows.labels())
-    scores = np.concatenate(
-        [model.scores(inputs[at : at + CHUNK], tta=tta, seed=seed) for at in range(0, len(rows), CHUNK)]
-    )
+    scores = np.concatenate([
+        model.scores(inputs[at : at + CHUNK], tta=tta, seed=seed, precision=precision)
+        for at in range(0, len(rows), CHUNK)
+    ])  # fmt: skip
     measured = measure_split(
         model.task, scores, targets.numpy(), inputs=inputs, row_ids=rows.source_rows.tolist(), slices=values, seed=seed
     )

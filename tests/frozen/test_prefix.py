@@ -474,3 +474,14 @@ def test_bf16_keeps_what_bf16_made() -> None:
     assert len(once(a)) == 1
     assert np.allclose(ours, theirs, rtol=0, atol=2e-2)
     assert abs(a.history[0]["accuracy"] - b.history[0]["accuracy"]) < 0.1
+
+
+def test_validation_rows_are_kept_in_what_they_are_answered_in() -> None:
+    loops = [make_loop({"freeze": Freeze(top=1)}, epochs=3, validation=make_rows(24), cache=c) for c in ("auto", "off")]
+    for loop in loops:
+        loop.answers = "bf16"
+    (a, ours), (b, theirs) = map(losses_of, loops)
+    assert len(once(a)) == 1
+    assert np.allclose(ours, theirs, rtol=0, atol=1e-5), "the steps are those of fp32"
+    assert [kind for _, _, kind in loops[0].prefix._tried(a.model, 1)[0]] == ["fp32", "bf16"]
+    assert abs(a.history[0]["accuracy"] - b.history[0]["accuracy"]) < 0.1

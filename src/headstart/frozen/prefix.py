@@ -93,7 +93,8 @@ class Prefix:
     """The frozen bottom of one run: `adapt` the model through it, `prepare` each epoch, then ask it for the rows.
 
     setting: `training.cache`. tell: receives each sentence worth saying once. stop: whether to give up and go on
-    without. known: pooled features in float32 that are at hand already, by 'train' and 'validation'.
+    without. known: pooled features in float32 that are at hand already, by name. precision, answers: what training rows
+    and validation rows run in.
     """
 
     hooks: Hooks
@@ -101,6 +102,7 @@ class Prefix:
     validation: Encoded | None
     setting: str = "auto"
     precision: str = "fp32"
+    answers: str = "fp32"
     alone: bool = True
     tell: Callable[[str], None] = lambda sentence: None
     stop: Callable[[], bool] = lambda: False
@@ -295,7 +297,7 @@ class Prefix:
         """
         jobs: Jobs = [("train", self.train_rows, self.precision)]
         if self.validation is not None:
-            jobs.append(("validation", self.validation, "fp32"))
+            jobs.append(("validation", self.validation, self.answers))
         trials: dict[str, Trial] = {}
         for kind in dict.fromkeys(kind for _, _, kind in jobs):
             with torch.no_grad(), casting.running(model, kind):

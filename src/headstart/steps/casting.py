@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart import inference
+
 KINDS = ("fp32", "bf16", "bf16_weights")
 """`training.precision` without `auto`. Weights, losses, heads, pooling over tokens and updates are float32 in each."""
 
@@ -19,10 +21,9 @@ def running(model: nn.Module, kind: str) -> AbstractContextManager[Any]:
     bf16: torch decides for each operation, and casts its weights. bf16_weights: the network's weights are cast once,
     and what it computes stays bf16; torch's norms add up in float32 all the same. Gradients reach the float32 weights.
     """
-    device = next(model.parameters()).device.type
     if kind == "bf16_weights":
         return _cast(model)
-    return torch.autocast(device, torch.bfloat16, enabled=kind == "bf16")
+    return inference.running(next(model.parameters()).device, kind)
 
 
 @contextmanager

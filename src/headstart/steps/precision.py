@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -22,8 +23,12 @@ ROWS = 16
 FASTER = 1.2
 """bf16 rounds to 8 bits of mantissa: it must win by this factor, more than two timings of one thing differ."""
 
-HOPELESS = 0.8
-"""A kind that was less than this much as fast while warming up and again when first timed is not timed once more."""
+HOPELESS, CLEAR = 0.8, 1.5
+"""Where each kind of bf16 was less than this much as fast as fp32, or one more than that much, while warming up and
+again when first timed, no more is timed."""
+
+USUAL = 2
+"""Rounds until that is so, usually."""
 
 SHORTEST = 0.01
 """Seconds of a step below which there is nothing to gain, and too little to tell two timings apart."""
@@ -56,36 +61,51 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, *, learned: 
     batch = batch if graphs else batch[:ROWS]
     # Passes with bf16 weights cannot be recorded, and beside recorded ones they would not be measured fairly.
     kinds = (["fp32", "bf16"] if graphs else ["fp32", *HALVES]) if auto else ["bf16_weights"]
-    trial = (TRIALS + 1) * len(kinds) * len(batch)
+    trial = USUAL * len(kinds) * len(batch)
     if auto and learned is not None and learned < costing.WORTH * trial:
         return Precision("fp32", "the run is too short to try bf16")
     was_training = model.training
     model.eval()
-    times: dict[str, list[float]] = {kind: [] for kind in kinds}
     try:
-        for number in range(TRIALS + 1 if auto and not graphs else 1):  # a graph is timed several times by itself
-            for kind in list(times):
-                try:
-                    times[kind].append(_seconds(model, rows, batch, kind, graphs=graphs))
-                except Exception as error:  # what foreign code does with a type that it does not expect
-                    if not auto:
-                        raise SpecError(_refusal(error)) from None
-                    if kind == "fp32":
-                        raise
-                    del times[kind]
-            if number == 1 and all(_hopeless(times["fp32"], times[kind]) for kind in times if kind != "fp32"):
-                break
+        if not auto:
+            try:
+                _seconds(model, rows, batch, kinds[0], graphs=False)
+            except Exception as error:  # what foreign code does with a type that it does not expect
+                raise SpecError(_refusal(error)) from None
+            return Precision(training.precision)
+        # A graph is timed several times by itself.
+        times = compare(kinds, lambda kind: _seconds(model, rows, batch, kind, graphs=graphs), alone=graphs)
     finally:
         model.zero_grad(set_to_none=True)
         model.train(was_training)
-    if not auto:
-        return Precision(training.precision)
-    if not graphs:
-        times = {kind: spent[1:] for kind, spent in times.items()}  # the first round warms up
+    return verdict(times, 0.0 if graphs else SHORTEST)
+
+
+def compare(kinds: Sequence[str], spend: Callable[[str], float], *, alone: bool = False) -> dict[str, list[float]]:
+    """Seconds of each kind, turn about, after a round that warms up; with `alone` one round is all.
+
+    A kind that fails is left out, but for fp32, whose failure goes on. Ends early where there is no doubt.
+    """
+    times: dict[str, list[float]] = {kind: [] for kind in kinds}
+    for number in range(1 if alone else TRIALS + 1):
+        for kind in list(times):
+            try:
+                times[kind].append(spend(kind))
+            except Exception:
+                if kind == "fp32":
+                    raise
+                del times[kind]
+        if number == 1 and _decided(times):
+            break
+    return times if alone else {kind: spent[1:] for kind, spent in times.items()}
+
+
+def verdict(times: Mapping[str, Sequence[float]], shortest: float) -> Precision:
+    """The kind that won. shortest: seconds of a pass below which there is nothing to gain."""
     tried = [kind for kind in times if kind in HALVES]
     if not tried:
         return Precision("fp32", "bf16 does not run on this device")
-    if min(times["fp32"]) < SHORTEST and not graphs:
+    if min(times["fp32"]) < shortest:
         return Precision("fp32", "steps are too short to gain by bf16")
     gains = {
         kind: median(plain / half for plain, half in zip(times["fp32"], times[kind], strict=True)) for kind in tried
@@ -95,8 +115,9 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, *, learned: 
     return Precision(best if gains[best] >= FASTER else "fp32", said)
 
 
-def _hopeless(plain: list[float], half: list[float]) -> bool:
-    return all(whole < HOPELESS * spent for whole, spent in zip(plain, half, strict=True))
+def _decided(times: Mapping[str, Sequence[float]]) -> bool:
+    gains = [[a / b for a, b in zip(times["fp32"], times[kind], strict=True)] for kind in times if kind != "fp32"]
+    return all(max(gain) < HOPELESS for gain in gains) or any(min(gain) > CLEAR for gain in gains)
 
 
 def _seconds(model: nn.Module, rows: Encoded, batch: np.ndarray, kind: str, *, graphs: bool) -> float:

@@ -1,0 +1,130 @@
+"""What many rows are answered in: fp32, or bf16 where it is faster and answers nearly the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import headstart as hs
+from headstart import inference
+from headstart.adapt import execute, make_spec, prepare
+from headstart.encoded import Encoded
+from headstart.errors import BundleError
+from headstart.steps import answering, costing
+from headstart.steps.precision import Precision
+from method_runs import make_loop
+from sample_texts import TICKETS
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_bert: Path) -> hs.Bundle:
+    texts = [f"{text} {word}" for each in TICKETS.values() for text in each for word in ("today", "please")]
+    labels = [name for name, each in TICKETS.items() for _ in each for _ in range(2)]
+    return hs.fit(texts, labels, backbone=f"file:{tiny_bert}", methods=[], epochs=1)
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, half: float, twist: float = 0.0) -> None:
+    """Passes that take a second in fp32 and `half` of it in bf16, whose outputs are off by a share of the largest."""
+
+    def timed(model: nn.Module, rows: Encoded, index: np.ndarray, kind: str) -> tuple[float, Tensor]:
+        outputs = real(model, rows, index, kind)[1]
+        return (1.0, outputs) if kind == "fp32" else (half, outputs + twist * outputs.abs().max())
+
+    real = answering._pass
+    monkeypatch.setattr(answering, "_pass", timed)
+    monkeypatch.setattr(costing, "WORTH", 0)
+
+
+@pytest.mark.parametrize(("half", "chosen"), [(0.5, "bf16"), (0.9, "fp32"), (2.0, "fp32")])
+@pytest.mark.parametrize("kind", ["text", "image"])
+def test_bf16_must_be_clearly_faster(kind: str, half: float, chosen: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, half)
+    loop = make_loop([], kind)
+    found = answering.choose(loop.model, loop.train_rows)
+    assert found is not None and found.name == chosen and "bf16" in found.why
+
+
+def test_answers_that_differ_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, 0.5, twist=0.05)
+    loop = make_loop([], "text")
+    found = answering.choose(loop.model, loop.train_rows)
+    assert found is not None and found.name == "fp32"
+    assert found.why.startswith("bf16 is 2.0 times as fast here, but answers otherwise by ")
+
+
+def test_few_rows_try_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answering, "_pass", lambda *args: pytest.fail("tried"))
+    loop = make_loop([], "text")
+    assert answering.choose(loop.model, loop.train_rows) is None
+
+
+@pytest.mark.parametrize("kind", ["text", "image", "audio"])
+def test_measuring_leaves_the_model_as_it_was(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costing, "WORTH", 0)
+    monkeypatch.setattr(answering, "SHORTEST", 0.0)
+    loop = make_loop([], kind)
+    loop.model.train()
+    before = {name: value.clone() for name, value in loop.model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    found = answering.choose(loop.model, loop.train_rows)
+    assert found is not None and found.name in answering.KINDS and found.why
+    assert loop.model.training and torch.equal(state, torch.random.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in loop.model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["text", "image", "audio"])
+def test_answers_in_bf16_are_near_those_in_fp32(kind: str) -> None:
+    loop = make_loop([], kind)
+    plain, half = (inference.outputs(loop.model, loop.train_rows, precision=kind) for kind in ("fp32", "bf16"))
+    assert 0 < np.abs(plain - half).max() <= answering.NEAR * np.abs(plain).max()
+    assert half.dtype == np.float32
+    pooled = [inference.pooled(loop.model.backbone, loop.train_rows, precision=kind) for kind in ("fp32", "bf16")]
+    assert 0 < np.abs(pooled[0] - pooled[1]).max() <= answering.NEAR * np.abs(pooled[0]).max()
+
+
+def test_a_bundle_measures_once_and_answers_as_measured(bundle: hs.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [text for each in TICKETS.values() for text in each]
+    asked: list[int] = []
+
+    def choose(model: nn.Module, rows: Encoded) -> Precision | None:
+        asked.append(len(rows))
+        return Precision("bf16", "said") if len(rows) > 1 else None
+
+    monkeypatch.setattr(answering, "choose", choose)
+    assert np.array_equal(bundle.outputs(texts[:1], precision="auto"), bundle.outputs(texts[:1]))
+    half = bundle.outputs(texts, precision="bf16")
+    assert not np.array_equal(half, bundle.outputs(texts)), "float32 unless asked"
+    for _ in range(2):
+        assert np.array_equal(half, bundle.outputs(texts, precision="auto"))
+    assert asked == [1, len(texts)]
+    assert bundle.predict(texts) == bundle.predict(texts, precision="bf16")
+
+
+def test_a_precision_that_there_is_not_is_refused(bundle: hs.Bundle) -> None:
+    with pytest.raises(BundleError, match="there is no precision 'fp16': did you mean 'bf16'"):
+        bundle.predict(["my parcel is late"], precision="fp16")
+
+
+@pytest.mark.parametrize("asked", ["auto", "fp32"])
+def test_a_run_answers_as_measured_unless_a_precision_is_named(
+    asked: str, tickets: dict[str, Path], tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frozen features and the report's answers; the stage and the plan say so."""
+    monkeypatch.setattr(answering, "choose", lambda model, rows: Precision("bf16", "bf16 is 9.0 times as fast here"))
+    data = {"data__train": str(tickets["train"]), "data__test": str(tickets["test"]), "data__label": "intent"}
+    kind = {"methods": ["freeze:probe"], "backbone__ref": f"file:{tiny_bert}", "training__precision": asked}
+    run = prepare(make_spec(**kind, **data))
+    planned = run.plan().stages[0]
+    model = execute(run, None)
+    assert run.answers is not None and run.data.test is not None and model.report is not None
+    texts = list(run.data.test.inputs())
+    named = "bf16" if asked == "auto" else "fp32"
+    assert planned.precision == named
+    np.testing.assert_allclose(run.answers, model.outputs(texts, precision=named), rtol=1e-4, atol=1e-4)
+    details = model.report.to_json()["stages"][0]["details"]
+    assert details.get("features", "fp32") == named
+    assert ("9.0 times" in details.get("features_why", "")) == (asked == "auto")
