@@ -7,7 +7,8 @@ and the peak of memory are what the system says of the finished child.
 probe       `headstart fit ... --method freeze:probe`: a linear head on frozen features
 recipe      `headstart fit ...`: the default recipe, the probe and then fine-tuning
 default     the Trainer as it comes: 3 epochs of batches of 8 in random order, 5e-5, fp32
-best        the Trainer with batches of 32 grouped by length, 2e-4, 5 epochs (fp32: with bf16=True it was slower here)
+best        the Trainer with batches of 32 grouped by length, 2e-4, 5 epochs, fp32
+best_bf16   the same with bf16=True, faster where the processor has units for bf16 and slower where not
 
 Headstart has the validation file too, on which it chooses; the Trainer's settings are fixed and need none. The Trainer
 answers the test texts after each epoch, on a clock that is stopped, to see when it reaches an accuracy; only the last
@@ -47,6 +48,7 @@ PEERS: dict[str, dict[str, Any]] = {
         "learning_rate": 2e-4, "train_sampling_strategy": "group_by_length",
     },
 }  # fmt: skip
+PEERS["best_bf16"] = {**PEERS["best"], "bf16": True}
 OURS: dict[str, list[str]] = {"probe": ["--method", "freeze:probe"], "recipe": []}
 
 
@@ -132,6 +134,8 @@ class _Clock:
 
 def run(name: str, root: Path, steps: int = -1) -> dict[str, Any]:
     """One side in a process of its own: its accuracy and what it cost."""
+    from timing import halves
+
     folder = root / "banking77"
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "out"
@@ -159,7 +163,7 @@ def run(name: str, root: Path, steps: int = -1) -> dict[str, Any]:
     return {
         "side": name, **({"steps": steps} if steps > 0 else {}), "seconds": round(seconds - aside["seconds"], 1),
         "cpu": round(used.ru_utime + used.ru_stime - aside["cpu"], 1), "peak_mb": used.ru_maxrss // 1024,
-        "load": round(load, 1), **found,
+        "load": round(load, 1), "bf16_units": halves(), **found,
     }  # fmt: skip
 
 
@@ -180,12 +184,19 @@ def _whole(part: dict[str, Any]) -> float:
 
 
 def table() -> None:
-    """The table of the lines."""
+    """The tables of the lines, without and with units for bf16."""
+    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
+    for units in (False, True):
+        print(f"\nunits for bf16: {units}\n")
+        _table([line for line in lines if line.get("bf16_units", False) == units])
+
+
+def _table(lines: list[dict[str, Any]]) -> None:
+    """The table of lines of one kind of processor."""
     from statistics import median
 
     from timing import summary
 
-    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
     whole = [line for line in lines if "steps" not in line or line["side"] in OURS]
     print(
         "| | runs | test accuracy % | seconds | CPU seconds | peak memory, MB |\n| --- | --- | --- | --- | --- | --- |"

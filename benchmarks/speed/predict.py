@@ -2,9 +2,14 @@
 
 Both hold the same weights: MiniLM-L6 as `BertForSequenceClassification` sees it, the first token's vector, the model's
 own tanh layer, a linear head. The head is the exact probe of a normal fit; the finished bundle is then written as a
-transformers folder (its temperature goes into the head). The script stops when a label differs.
+transformers folder (its temperature goes into the head). In fp32 the script stops when a label differs.
 
-Both run in one process, turn about, one thread, fp32; what is timed is a list of texts in, a list of answers out. Peaks
+headstart       `predict` as it comes: bf16 where the processor is faster so and answers are near, else fp32
+headstart_fp32  the same in fp32
+pipeline        `transformers.pipeline` as it comes, fp32
+pipeline_bf16   the same loaded with `dtype=torch.bfloat16`
+
+All run in one process, turn about, one thread; what is timed is a list of texts in, a list of answers out. Peaks
 of memory are VmHWM of child processes in which one side runs alone. Each pair is one JSON line.
 
     python benchmarks/speed/predict.py --pairs 7
@@ -15,12 +20,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import logging
 import os
 import subprocess
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,14 +109,14 @@ def build(root: Path, folder: Path) -> None:
 class Ours:
     """A bundle."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, precision: str = "auto") -> None:
         import headstart as hs
 
-        self.bundle = hs.load(folder / "ours")
+        self.bundle, self.precision = hs.load(folder / "ours"), precision
 
     def __call__(self, inputs: list[str]) -> list[tuple[str, float]]:
         """Label and probability of each text."""
-        decoded = self.bundle.decode(inputs)
+        decoded = self.bundle.decode(inputs, precision=self.precision)
         return list(zip(decoded.prediction, self._best(decoded.scores), strict=True))
 
     def _best(self, scores: Any) -> list[float]:
@@ -122,11 +129,11 @@ class Ours:
 class Theirs:
     """transformers.pipeline("text-classification") on the same weights."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **loading: Any) -> None:
         from transformers import pipeline
 
         logging.getLogger("transformers").setLevel(logging.ERROR)
-        self.pipeline = pipeline("text-classification", model=str(folder / "theirs"), device="cpu")
+        self.pipeline = pipeline("text-classification", model=str(folder / "theirs"), device="cpu", **loading)
 
     def __call__(self, inputs: list[str]) -> list[tuple[str, float]]:
         """Label and probability of each text."""
@@ -134,21 +141,24 @@ class Theirs:
         return [(answer["label"], answer["score"]) for answer in found]
 
 
-SIDES: dict[str, Any] = {"headstart": Ours, "pipeline": Theirs}
+SIDES: dict[str, Any] = {
+    "headstart": Ours,
+    "pipeline": Theirs,
+    "headstart_fp32": partial(Ours, precision="fp32"),
+    "pipeline_bf16": partial(Theirs, dtype="bfloat16"),
+}
 
 
-def check(ours: list[tuple[str, float]], theirs: list[tuple[str, float]]) -> float:
-    """The largest difference of a probability; stops when a label differs."""
-    wrong = [row for row, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a[0] != b[0]]
-    if wrong:
-        raise SystemExit(f"the two sides disagree on rows {wrong[:5]}: they do not hold the same model")
-    return max(abs(a[1] - b[1]) for a, b in zip(ours, theirs, strict=True))
+def apart(one: list[tuple[str, float]], other: list[tuple[str, float]]) -> dict[str, float]:
+    """How many labels differ, and the largest difference of a probability."""
+    pairs = list(zip(one, other, strict=True))
+    return {"labels": sum(a[0] != b[0] for a, b in pairs), "probability": max(abs(a[1] - b[1]) for a, b in pairs)}
 
 
 def compare(root: Path, folder: Path, pairs: int) -> None:
     """Time both sides, turn about, after one short warm-up each."""
     import torch
-    from timing import measured
+    from timing import halves, measured
 
     torch.set_num_threads(1)
     inputs, _ = texts(root, "test")
@@ -162,7 +172,10 @@ def compare(root: Path, folder: Path, pairs: int) -> None:
         for name in list(SIDES)[:: 1 if pair % 2 == 0 else -1]:
             found[name], spent = measured(lambda name=name: sides[name](inputs))
             line[name] = {**spent, "peak_mb": peaks[name]}
-        line["largest_difference"] = check(found["headstart"], found["pipeline"])
+        line["apart"] = {name: apart(found[name], found["pipeline"]) for name in SIDES if name != "pipeline"}
+        line["bf16_units"] = halves()
+        if line["apart"]["headstart_fp32"]["labels"]:
+            raise SystemExit("the two sides disagree in fp32: they do not hold the same model")
         with OUT.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         print(json.dumps(line), flush=True)
@@ -176,18 +189,33 @@ def child(root: Path, folder: Path, name: str) -> int:
 
 
 def table() -> None:
-    """The table of the lines."""
+    """The tables of the lines, without and with units for bf16."""
+    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
+    for units in (False, True):
+        print(f"\nunits for bf16: {units}\n")
+        _table([line for line in lines if line.get("bf16_units", False) == units])
+
+
+def _table(lines: list[dict[str, Any]]) -> None:
+    """The table of lines of one kind of processor."""
     from timing import ratio, summary
 
-    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
+    if not lines:
+        return
     rows = lines[0]["rows"]
     print("| | texts a second (wall) | CPU seconds | peak memory, MB |\n| --- | --- | --- | --- |")
     for name in SIDES:
-        each = [line[name] for line in lines]
+        each = [line[name] for line in lines if name in line]
+        if not each:
+            continue
         rate = summary([rows / one["seconds"] for one in each])
         print(f"| {name} | {rate} | {summary([one['cpu'] for one in each])} | {each[0]['peak_mb']} |")
-    for what, said in (("cpu", "CPU seconds"), ("seconds", "wall")):
-        print(f"\npipeline / headstart, {said}: {ratio(lines, 'pipeline', 'headstart', what)} over {len(lines)} pairs")
+    both = [(a, b) for a in SIDES if a.startswith("pipeline") for b in SIDES if b.startswith("headstart")]
+    for (a, b), (what, said) in itertools.product(both, (("cpu", "CPU seconds"), ("seconds", "wall"))):
+        if a in lines[0] and b in lines[0]:
+            print(f"\n{a} / {b}, {said}: {ratio(lines, a, b, what)} over {len(lines)} pairs")
+    for line in lines[:1]:
+        print(f"\napart from the pipeline: {line.get('apart', line.get('largest_difference'))}")
 
 
 def main() -> None:

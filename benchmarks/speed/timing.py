@@ -11,6 +11,12 @@ from typing import Any
 import numpy as np
 
 
+def halves() -> bool:
+    """Whether the processor has units for bf16."""
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
 def measured(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """What `work` gives, with its wall and CPU seconds (all threads of this process)."""
     wall, cpu = time.perf_counter(), time.process_time()
