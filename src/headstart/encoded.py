@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from headstart.data.batches import by_length, by_pairs, by_task
 from headstart.protocols import Backbone, Modality, Prepared, Task
 from headstart.spec import TrainingSpec
 from headstart.values import Batch
+
+Change = Callable[[dict[str, Tensor], Sequence[int]], dict[str, Tensor]]
+"""Makes other inputs of collated ones, given the numbers of their rows."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,12 @@ class Encoded:
         targets = None if self.targets is None else self.targets[index]
         return Encoded(prepared, targets, self.weight[index], self.origin[index], raw)
 
+    def some(self, index: np.ndarray, change: Change | None = None) -> Encoded:
+        """The rows of these numbers, (n,), without raw inputs. change: what becomes of inputs as they are taken."""
+        places = torch.from_numpy(index)
+        targets = None if self.targets is None else self.targets[places]
+        return Encoded(_Some(self.prepared, index, change), targets, self.weight[places], self.origin[places])
+
     def __len__(self) -> int:
         return len(self.prepared)
 
@@ -90,3 +99,18 @@ def seed_of(*parts: object) -> int:
     """A seed in [0, 2**63) derived from names and numbers, the same on every machine."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+class _Some(Prepared):
+    """Some of the rows, their inputs changed when they are taken."""
+
+    def __init__(self, rows: Prepared, index: np.ndarray, change: Change | None) -> None:
+        self.rows, self.index, self.change = rows, index, change
+        self.lengths = rows.lengths[index]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        found = self.rows.take(self.index[list(rows)].tolist())
+        return found if self.change is None else self.change(found, rows)

@@ -209,6 +209,10 @@ class Task(ABC):
         """What is wrong with each answer: its name ('probability', 'error') and (rows,), 0 for a right one."""
         return "wrongness", np.zeros(len(targets))
 
+    def margin(self, outputs: np.ndarray) -> np.ndarray:
+        """How much raw outputs (rows,K) must change for another prediction, (rows,); inf where values are predicted."""
+        return np.full(len(outputs), np.inf)
+
     def truth(self, targets: np.ndarray) -> list[Any]:
         """Encoded targets as people write them, one a row."""
         return list(targets.tolist())

@@ -21,7 +21,7 @@ from headstart.attack import ascend, inside, usual_norm, usual_radius
 from headstart.encoded import Encoded, seed_of
 from headstart.evaluation.intervals import intervals
 from headstart.model import Model
-from headstart.protocols import Modality, Prepared, Task
+from headstart.protocols import Modality, Task
 from headstart.values import Batch
 
 ROWS = 300
@@ -64,7 +64,7 @@ def measure(
     index = np.arange(len(rows))
     if len(rows) > most:
         index = np.sort(np.random.default_rng(seed).choice(len(rows), most, replace=False))
-    sample = _part(rows, index)
+    sample = rows.some(index)
     targets = rows.targets[torch.from_numpy(index)].numpy()
     norm = usual_norm(modality=modality.name)
     if radii is None:
@@ -88,29 +88,6 @@ def measure(
         "attacks": [{"radius": r, **record(outputs)} for r, outputs in zip(radii, attacked, strict=True)],
         "corruptions": [{"name": name, **record(outputs)} for name, outputs in spoiled.items()],
     }
-
-
-class _Some(Prepared):
-    """Some of the rows, their inputs changed when they are taken."""
-
-    def __init__(
-        self, rows: Prepared, index: np.ndarray, change: Callable[[dict[str, Tensor], Sequence[int]], Any] | None = None
-    ) -> None:
-        self.rows, self.index, self.change = rows, index, change
-        self.lengths = rows.lengths[index]
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def take(self, rows: Sequence[int]) -> dict[str, Tensor]:
-        found = self.rows.take(self.index[list(rows)].tolist())
-        return found if self.change is None else dict(self.change(found, rows))
-
-
-def _part(rows: Encoded, index: np.ndarray, change: Any = None) -> Encoded:
-    places = torch.from_numpy(index)
-    targets = None if rows.targets is None else rows.targets[places]
-    return Encoded(_Some(rows.prepared, index, change), targets, rows.weight[places], rows.origin[places])
 
 
 class _Worst:
@@ -176,7 +153,7 @@ def _spoiled(
         found = {}
         for name, spoil in SPOILED[modality.name].items():
             change = _repeated(spoil, name, seed)
-            found[name] = inference.outputs(model, _part(rows, np.arange(len(rows)), change), batch_size=BATCH)
+            found[name] = inference.outputs(model, rows.some(np.arange(len(rows)), change), batch_size=BATCH)
         return found
     if modality.name != "text" or inputs is None:
         return {}

@@ -263,11 +263,21 @@ class Stages:
         name: of the rows, 'validation' or 'test', which are always the same ones under it.
         """
         if not self.untouched:
-            return inference.outputs(self.model, rows, precision=self.answers(rows).name)
-        features = torch.from_numpy(self._features(name, rows))
+            return answering.outputs(self.model, rows, self.task, self.answers(rows))
+        made = self._headed(self._features(name, rows))
+        return answering.sure(
+            made,
+            rows,
+            self.task,
+            self.answers(rows),
+            lambda some: self._headed(inference.pooled(self.model.backbone, some)),
+        )
+
+    def _headed(self, features: np.ndarray) -> np.ndarray:
+        """The head's raw outputs on pooled features."""
         with torch.inference_mode():
-            blocks = [self.model.head(part.to(self.device)).cpu() for part in features.split(HEAD_ROWS)]
-        return torch.cat(blocks).numpy()
+            parts = torch.from_numpy(features).split(HEAD_ROWS)
+            return torch.cat([self.model.head(part.to(self.device)).cpu() for part in parts]).numpy()
 
     def _learn(
         self,

@@ -14,9 +14,13 @@ from headstart import inference
 from headstart.adapt import execute, make_spec, prepare
 from headstart.encoded import Encoded
 from headstart.errors import BundleError
+from headstart.protocols import Task
 from headstart.steps import answering, costing
 from headstart.steps.precision import Precision
-from method_runs import make_loop
+from headstart.tasks.classification import Classification
+from headstart.tasks.multilabel import Multilabel
+from headstart.tasks.regression import Regression
+from method_runs import make_loop, make_tasks
 from sample_texts import TICKETS
 
 
@@ -84,6 +88,65 @@ def test_answers_in_bf16_are_near_those_in_fp32(kind: str) -> None:
     assert half.dtype == np.float32
     pooled = [inference.pooled(loop.model.backbone, loop.train_rows, precision=kind) for kind in ("fp32", "bf16")]
     assert 0 < np.abs(pooled[0] - pooled[1]).max() <= answering.NEAR * np.abs(pooled[0]).max()
+
+
+def test_rows_that_hang_on_rounding_are_answered_again_in_fp32() -> None:
+    """Outputs as if made in bf16, in which each second row was given to its runner-up by less than the difference."""
+    loop = make_loop([], "text")
+    rows, task = loop.train_rows, loop.hooks.task
+    plain = inference.outputs(loop.model, rows)
+    made, second = plain.copy(), np.argsort(plain, axis=1)[:, -2]
+    wrong = np.arange(0, len(rows), 2)
+    made[wrong, second[wrong]] = plain[wrong].max(1) + 0.001 * np.abs(plain).max()
+    assert (made.argmax(1) != plain.argmax(1))[wrong].all()
+    asked: list[int] = []
+
+    def again(some: Encoded) -> np.ndarray:
+        asked.append(len(some))
+        return inference.outputs(loop.model, some)
+
+    kept = made.copy()
+    found = answering.sure(made, rows, task, Precision("bf16", "", 0.002), again)
+    assert np.array_equal(found.argmax(1), plain.argmax(1)) and len(wrong) <= asked[0] < len(rows)
+    np.testing.assert_allclose(found[wrong], plain[wrong], atol=1e-5)
+    assert np.array_equal(answering.sure(kept.copy(), rows, task, Precision(), again), kept)
+    assert np.array_equal(answering.sure(kept.copy(), rows, task, Precision("bf16"), again), kept), (
+        "as it was asked for"
+    )
+    assert len(asked) == 1
+
+
+def test_a_model_predicts_in_bf16_what_it_predicts_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, 0.5)
+    for kind in ("text", "image", "audio"):
+        loop = make_loop([], kind)
+        rows, task = loop.train_rows, loop.hooks.task
+        found = answering.choose(loop.model, rows)
+        assert found is not None and found.name == "bf16" and 0 < found.apart < answering.NEAR
+        half, plain = answering.outputs(loop.model, rows, task, found), inference.outputs(loop.model, rows)
+        assert np.array_equal(half.argmax(1), plain.argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("task", "margins"),
+    [
+        (Classification.fit(["a", "b", "c"]), [3.0, 0.5]),
+        (Multilabel.fit([["a"], ["b"], ["c"]]), [1.0, 0.5]),
+        (Regression.fit([[1.0, 2.0, 3.0], [2.0, 2.0, 4.0]], labels=["x", "y", "z"]), [np.inf, np.inf]),
+    ],
+)
+def test_margins(task: Task, margins: list[float]) -> None:
+    assert task.margin(np.array([[1.0, 4.0, -2.0], [2.5, -0.5, 2.0]])).tolist() == margins
+
+
+def test_the_margin_of_several_tasks_is_the_least() -> None:
+    task = make_tasks()
+    first, rest = task.members[0], task.members[1:]
+    outputs = np.zeros((1, task.outputs))
+    for place, member in enumerate(task.members):
+        outputs[0, member.columns.start] = 5.0 - place
+    least = min(float(member.task.margin(outputs[:, member.columns])[0]) for member in (first, *rest))
+    assert task.margin(outputs).tolist() == [least]
 
 
 def test_a_bundle_measures_once_and_answers_as_measured(bundle: hs.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,8 @@ class Bundle:
         """Raw outputs, (rows,K) float32, of raw inputs (texts; paths, bytes or arrays of pictures and sounds).
 
         precision: fp32; bf16; auto for what is faster here, where there are rows enough (640) to find out: bf16 only
-        where it answers nearly the same (`steps.answering`). Raises BundleError for another one.
+        where it answers nearly the same, with the predictions of fp32 (`steps.answering`). Raises BundleError for
+        another one.
         """
         if precision not in PRECISIONS:
             raise BundleError(f"there is no precision '{precision}': {did_you_mean(precision, PRECISIONS)}")
@@ -138,7 +139,7 @@ class Bundle:
         rows = Encoded.of(self.modality, self.model.backbone, inputs)
         if precision == "auto" and "runtime" not in self.record:
             self.answering = self.answering or answering.choose(self.model, rows)
-            precision = self.answering.name if self.answering else "fp32"
+            return answering.outputs(self.model, rows, self.task, self.answering or Precision())
         return inference.outputs(self.model, rows, precision=precision)
 
     def scores(self, inputs: Sequence[Any], *, tta: int = 1, seed: int = 0, precision: str = "fp32") -> np.ndarray:

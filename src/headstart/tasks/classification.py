@@ -131,6 +131,14 @@ class Classification(Task):
         """Probabilities (N,K): softmax(outputs / temperature)."""
         return torch.softmax(outputs.float() / temperature, dim=-1)
 
+    def margin(self, outputs: np.ndarray) -> np.ndarray:
+        """(N,): the largest raw output less the next, inf for a single class."""
+        if outputs.shape[1] < 2:
+            return super().margin(outputs)
+        ends = np.partition(outputs, -2, axis=1)[:, -2:]
+        found: np.ndarray = ends[:, 1] - ends[:, 0]
+        return found
+
     def decode(self, scores: np.ndarray) -> Decoded:
         """The likeliest label of each row, and one column `probability_<label>` a label."""
         columns = {f"probability_{label}": scores[:, k] for k, label in enumerate(self.labels)}

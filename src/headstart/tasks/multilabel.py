@@ -142,6 +142,11 @@ class Multilabel(Task):
         """Probabilities (N,K): sigmoid(outputs / temperature)."""
         return torch.sigmoid(outputs.float() / temperature)
 
+    def margin(self, outputs: np.ndarray) -> np.ndarray:
+        """(N,): how far the raw output nearest to `THRESHOLD`, which is 0, is from it."""
+        found: np.ndarray = np.abs(outputs).min(axis=1)
+        return found
+
     def decode(self, scores: np.ndarray) -> Decoded:
         """A list of the labels above one half, and one column `probability_<label>` a label."""
         columns = {f"probability_{label}": scores[:, k] for k, label in enumerate(self.labels)}

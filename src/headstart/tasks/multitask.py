@@ -117,6 +117,11 @@ class Multitask(Task):
         each = temperature if isinstance(temperature, Mapping) else dict.fromkeys(self.tasks, temperature)
         return torch.cat([m.task.scores(outputs[:, m.columns], float(each[m.name])) for m in self.members], 1)
 
+    def margin(self, outputs: np.ndarray) -> np.ndarray:
+        """(N,): that of the task whose prediction is the nearest to another."""
+        found: np.ndarray = np.min([member.task.margin(outputs[:, member.columns]) for member in self.members], axis=0)
+        return found
+
     def decode(self, scores: np.ndarray) -> Decoded:
         """Each row's answers by task; columns carry the task's name, as `probability_topic_sport`."""
         decoded = {member.name: member.task.decode(scores[:, member.columns]) for member in self.members}
