@@ -9,10 +9,14 @@ headstart   batches of 32 of like length, AdamW, clipped at 1; whether to pack r
 default     the Trainer as it comes: batches of 8 in random order, fused AdamW, rate 5e-5, clipped at 1
 best        the Trainer with batches of 32 grouped by length and rate 1e-4
 
+With `--bf16`, for processors that have units for it, the sides are headstart_bf16 (autocast, as bf16=True is),
+headstart_bf16_weights (bf16 weights beside float32 ones, which `training.precision=auto` tries too) and best_bf16.
+
 The three run turn about in one process; peaks of memory are VmHWM of child processes that run one alone. Each round is
 one JSON line.
 
     python benchmarks/speed/step.py --rounds 5
+    python benchmarks/speed/step.py --rounds 5 --bf16
     python benchmarks/speed/step.py --table
 """
 
@@ -20,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import logging
 import os
@@ -42,6 +47,7 @@ RATE = 1e-4
 
 BEST = {"per_device_train_batch_size": 32, "train_sampling_strategy": "group_by_length", "learning_rate": RATE}
 SIDES = ("headstart", "default", "best")
+HALVES = ("headstart_bf16", "headstart_bf16_weights", "best_bf16")
 
 
 def rows(root: Path) -> tuple[list[str], list[str]]:
@@ -52,7 +58,7 @@ def rows(root: Path) -> tuple[list[str], list[str]]:
     return inputs[::9][:ROWS], labels[::9][:ROWS]
 
 
-def ours(root: Path, start: Path) -> Callable[[], Any]:
+def ours(root: Path, start: Path, precision: str) -> Callable[[], Any]:
     """One epoch of Headstart's loop, ready to go."""
     import torch
 
@@ -73,7 +79,7 @@ def ours(root: Path, start: Path) -> Callable[[], Any]:
     encoded = Encoded.of(modality, backbone, inputs, task, labels)
     model = Model(backbone, torch.nn.Linear(backbone.width, task.outputs))
     trial = copy.deepcopy(model).requires_grad_(True)
-    ways = Settled.of(trial, encoded, training, Precision("fp32"), epochs=5).ways  # a run of one tries nothing
+    ways = Settled.of(trial, encoded, training, Precision(precision), epochs=5).ways  # a run of one tries nothing
     loop = Loop(
         model, Hooks({}, task, modality, seed=0), encoded, None, training, epochs=1, learning_rate=RATE,
         device=torch.device("cpu"), ways=ways,
@@ -111,22 +117,23 @@ def theirs(root: Path, start: Path, **settings: Any) -> Callable[[], Any]:
 
 def ready(name: str, root: Path, start: Path) -> Callable[[], Any]:
     """A side that can be timed."""
-    if name == "headstart":
-        return ours(root, start)
-    return theirs(root, start, **(BEST if name == "best" else {}))
+    side, _, kind = name.partition("_")
+    if side == "headstart":
+        return ours(root, start, kind or "fp32")
+    return theirs(root, start, bf16=kind == "bf16", **(BEST if side == "best" else {}))
 
 
-def compare(root: Path, start: Path, rounds: int) -> None:
+def compare(root: Path, start: Path, rounds: int, sides: tuple[str, ...]) -> None:
     """Time all sides, turn about."""
     import torch
-    from timing import measured
+    from timing import halves, measured
 
     torch.set_num_threads(1)
-    peaks = {name: child(root, name) for name in SIDES}
+    peaks = {name: child(root, name) for name in sides}
     for number in range(rounds):
-        line: dict[str, Any] = {"round": number, "rows": ROWS}
-        turn = number % len(SIDES)
-        for name in SIDES[turn:] + SIDES[:turn]:
+        line: dict[str, Any] = {"round": number, "rows": ROWS, "bf16_units": halves()}
+        turn = number % len(sides)
+        for name in sides[turn:] + sides[:turn]:
             _, spent = measured(ready(name, root, start))
             line[name] = {**spent, "peak_mb": peaks[name]}
         with OUT.open("a", encoding="utf-8") as file:
@@ -142,18 +149,25 @@ def child(root: Path, name: str) -> int:
 
 
 def table() -> None:
-    """The table of the lines."""
+    """The tables of the lines, in fp32 and in bf16."""
+    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
+    for sides in (SIDES, HALVES):
+        if any(sides[0] in line for line in lines):
+            _table([line for line in lines if sides[0] in line], sides)
+
+
+def _table(lines: list[dict[str, Any]], sides: tuple[str, ...]) -> None:
     from timing import ratio, summary
 
-    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
     print("| | rows a second (wall) | CPU seconds | peak memory, MB |\n| --- | --- | --- | --- |")
-    for name in SIDES:
+    for name in sides:
         each = [line[name] for line in lines]
         rate = summary([ROWS / one["seconds"] for one in each])
         print(f"| {name} | {rate} | {summary([one['cpu'] for one in each])} | {each[0]['peak_mb']} |")
-    for peer in SIDES[1:]:
-        for what, said in (("cpu", "CPU seconds"), ("seconds", "wall")):
-            print(f"\n{peer} / headstart, {said}: {ratio(lines, peer, 'headstart', what)} over {len(lines)} rounds")
+    ours = [name for name in sides if name.startswith("headstart")]
+    both = itertools.product((name for name in sides if name not in ours), ours)
+    for (peer, own), (what, said) in itertools.product(both, (("cpu", "CPU seconds"), ("seconds", "wall"))):
+        print(f"\n{peer} / {own}, {said}: {ratio(lines, peer, own, what)} over {len(lines)} rounds")
 
 
 def main() -> None:
@@ -161,7 +175,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, default=HERE.parents[2] / "shared" / "data")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--alone", choices=SIDES, help="train with one side and print the peak of memory")
+    parser.add_argument("--bf16", action="store_true", help="both sides in bf16")
+    parser.add_argument("--alone", choices=SIDES + HALVES, help="train with one side and print the peak of memory")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     if asked.table:
@@ -176,7 +191,7 @@ def main() -> None:
             ready(asked.alone, asked.data_root, start)()
             print(peak())
             return None
-        return compare(asked.data_root, start, asked.rounds)
+        return compare(asked.data_root, start, asked.rounds, HALVES if asked.bf16 else SIDES)
 
 
 if __name__ == "__main__":
