@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("loop", "views"),
     ("bundle", "robustness"),
     ("stages",),
-    ("evidence",),
+    ("evidence", "forecast"),
     ("adapt",),
     ("terminal",),
     ("comparison", "verbs", "sklearn", "manual", "explanation", "compression"),

@@ -21,6 +21,7 @@ from headstart.encoded import Encoded
 from headstart.errors import BundleError, SpecError
 from headstart.evidence import Chosen, Evidence, forget_peak_memory, peak_memory
 from headstart.fitted import fresh_model, task_of
+from headstart.forecast import describe
 from headstart.heads import starts
 from headstart.loop import Listener
 from headstart.model import Model
@@ -61,7 +62,7 @@ class Run:
     def plan(self, *, timed: bool = True) -> Plan:
         """What this run is going to do; `timed` spends a few batches on an estimate of time and memory."""
         before = memory.resident() if timed else None
-        stages = tuple(self.stages.describe(self.spec.stages, timed=timed))
+        stages = tuple(describe(self.stages, self.spec.stages, timed=timed))
         return Plan(
             task=self.task.name,
             modality=self.modality.name,

@@ -25,9 +25,8 @@ from headstart.heads import probe, starts
 from headstart.hooks import Hooks, make_methods, own_passes
 from headstart.loop import Listener, Loop
 from headstart.model import Model
-from headstart.parts import cuts
 from headstart.protocols import Method, Modality, Task
-from headstart.running import has_statistics, set_modes
+from headstart.running import has_statistics
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
 from headstart.steps import answering, costing, precision
 from headstart.steps.precision import Precision
@@ -296,9 +295,9 @@ class Stages:
         elif training.head != "random" and not (resume and checkpoint is not None and checkpoint.exists()):
             details["head"] = self._start_head(stage, training)
         epochs = planning.choose_epochs(training, len(self.train_rows))
-        training = self._stats(training, methods)
+        training = self.stats(training, methods)
         rate = planning.choose_rate(training, methods, self.modality.name)
-        settled = self.settled.get(stage.name) or self._settle(stage, training, *self._trial(stage)[:2])
+        settled = self.settled.get(stage.name) or self.settle(stage, training, *self.trial(stage)[:2])
         chosen = settled.precision
         if deadline is not None:
             left = max(1.0, deadline - time.monotonic())
@@ -334,7 +333,7 @@ class Stages:
             trained.history, trained.notes, details,
         )  # fmt: skip
 
-    def _stats(self, training: TrainingSpec, methods: Methods) -> TrainingSpec:
+    def stats(self, training: TrainingSpec, methods: Methods) -> TrainingSpec:
         """The settings with BatchNorm's statistics decided."""
         return planning.choose_stats(
             training, methods, self.model, len(self.train_rows), pretrained=self.spec.backbone.pretrained
@@ -370,7 +369,7 @@ class Stages:
         )
         return self.task.measure(scores.numpy(), rows.targets.numpy())[self.task.metric]
 
-    def _trial(self, stage: StageSpec) -> tuple[nn.Module, dict[str, Method], list[nn.Parameter], Prefix]:
+    def trial(self, stage: StageSpec) -> tuple[nn.Module, dict[str, Method], list[nn.Parameter], Prefix]:
         """A copy of the model after surgery, with gradients for what learns; its methods; what learns; its bottom."""
         methods, hooks = self.check(stage)
         prefix = Prefix(hooks, self.train_rows, self.validation, self.training(stage).cache)
@@ -381,56 +380,10 @@ class Stages:
             parameter.requires_grad_(id(parameter) in learning)
         return trial, methods, list(learning.values()), prefix
 
-    def _settle(self, stage: StageSpec, training: TrainingSpec, trial: nn.Module, methods: Methods) -> Settled:
+    def settle(self, stage: StageSpec, training: TrainingSpec, trial: nn.Module, methods: Methods) -> Settled:
         """How the stage's steps are made: decided once, on a copy of the model after its surgery."""
         rows, chosen = self.train_rows, self._precision(trial, training)
         epochs = planning.choose_epochs(training, len(rows))
         found = Settled.of(trial, rows, training, chosen, epochs=epochs, passes=own_passes(methods))
         self.settled[stage.name] = found
-        return found
-
-    def describe(self, stages: tuple[StageSpec, ...], *, timed: bool) -> list[planning.StagePlan]:
-        """Each stage's plan. Surgery is tried on a copy of the model, so that what learns is counted, not guessed.
-
-        timed: some batches are run to estimate time and memory, with gradients for what learns only.
-        """
-        found, fresh = [], self.fresh_head
-        for stage in stages:
-            trial, methods, learning, prefix = self._trial(stage)
-            training = self._stats(self.training(stage), methods)
-            epochs = planning.choose_epochs(training, len(self.train_rows))
-            asked = "fp32" if training.precision == "auto" else training.precision
-            chosen, costs, settled, once = Precision(asked), None, None, None
-            if timed and training.optimizer == "lbfgs":
-                chosen = self.answers(self.train_rows)
-                costs = costing.measure(trial, self.train_rows, training, precision=chosen.name, backward=False)
-            elif timed:
-                settled = self._settle(stage, training, trial, methods)
-                chosen, prefix.precision = settled.precision, settled.precision.name
-                set_modes(trial, keep_stats=training.running_stats == "keep")
-                once = prefix.foreseen(trial, epochs)
-                apart = training.parts == "auto" and self.device.type == "cpu" and not prefix.hooks.rows_meet()
-                costs = costing.measure(
-                    trial, self.train_rows, training, precision=chosen.name, backward=True,
-                    step=settled.ways.step(trial), bottom=once and once[1],
-                    apart=apart and cuts(trial, self.train_rows.batch([0])),
-                )  # fmt: skip
-                costs = dataclasses.replace(costs, kept=settled.memory.kept)
-            start = 0.0
-            if costs and fresh:
-                rows = self.train_rows, self.validation
-                start = costing.head(self.model.backbone.width, *rows, self.task, training, costs, PROBE_ROWS)
-            fresh = False
-            described = planning.describe_stage(
-                stage.name, methods, training, precision=chosen, costs=costs, start=start,
-                versions=prefix.hooks.versions(),
-                rows=len(self.train_rows), validated=len(self.validation or ()),
-                epochs=epochs, rate=planning.choose_rate(training, methods, self.modality.name),
-                trainable=sum(p.numel() for p in learning),
-                total=sum(p.numel() for p in trial.parameters()),
-                ways=() if settled is None else (*settled.said(), *(once or ())[:1]),
-            )  # fmt: skip
-            if settled is not None:
-                self.settled[stage.name] = dataclasses.replace(settled, seconds=described.seconds)
-            found.append(described)
         return found
