@@ -15,7 +15,7 @@ from headstart.adapt import execute, make_spec, prepare
 from headstart.encoded import Encoded
 from headstart.errors import BundleError
 from headstart.protocols import Task
-from headstart.steps import answering, costing
+from headstart.steps import answering, costing, precision
 from headstart.steps.precision import Precision
 from headstart.tasks.classification import Classification
 from headstart.tasks.multilabel import Multilabel
@@ -41,6 +41,16 @@ def pretend(monkeypatch: pytest.MonkeyPatch, half: float, twist: float = 0.0) ->
     real = answering._pass
     monkeypatch.setattr(answering, "_pass", timed)
     monkeypatch.setattr(costing, "WORTH", 0)
+    monkeypatch.setattr(precision, "product", lambda: 1.0)
+
+
+def test_slower_products_try_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costing, "WORTH", 0)
+    monkeypatch.setattr(precision, "product", lambda: 0.5)
+    monkeypatch.setattr(answering, "_pass", lambda *args: pytest.fail("tried"))
+    loop = make_loop([], "text")
+    found = answering.choose(loop.model, loop.train_rows)
+    assert found == Precision("fp32", "a product of matrices takes 2.0 times as long in bf16 here")
 
 
 @pytest.mark.parametrize(("half", "chosen"), [(0.5, "bf16"), (0.9, "fp32"), (2.0, "fp32")])
@@ -70,6 +80,7 @@ def test_few_rows_try_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_measuring_leaves_the_model_as_it_was(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(costing, "WORTH", 0)
     monkeypatch.setattr(answering, "SHORTEST", 0.0)
+    monkeypatch.setattr(precision, "product", lambda: 1.0)
     loop = make_loop([], kind)
     loop.model.train()
     before = {name: value.clone() for name, value in loop.model.state_dict().items()}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from headstart import inference
 from headstart.encoded import Encoded
 from headstart.protocols import Task
-from headstart.steps import costing
+from headstart.steps import costing, precision
 from headstart.steps.precision import ROWS, SHORTEST, Precision, compare, verdict
 
 KINDS = ("fp32", "bf16")
@@ -39,6 +39,9 @@ def choose(model: nn.Module, rows: Encoded) -> Precision | None:
     """
     if len(rows) < costing.WORTH * 2 * len(KINDS) * ROWS:
         return None
+    gain = precision.product() if next(model.parameters()).device.type == "cpu" else 1.0
+    if gain < precision.HOPELESS:
+        return precision.hopeless(gain)
     lengths = np.asarray(rows.prepared.lengths)
     index = np.argsort(lengths, kind="stable")[len(rows) // 2 :][:ROWS]
     answers: dict[str, Tensor] = {}

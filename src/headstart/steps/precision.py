@@ -1,12 +1,19 @@
-"""fp32 or bf16, by a short measurement: what a processor says that it can do does not tell how fast it does it."""
+"""fp32 or bf16, by a short measurement: what a processor says that it can do does not tell how fast it does it.
+
+On a processor a product of matrices is timed first, for some milliseconds: where it is slower in bf16 no network will
+be faster, and where it is much faster a trial is worth its time in shorter runs too.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from statistics import median
 
 import numpy as np
+import torch
 from torch import nn
 
 from headstart.encoded import Encoded
@@ -29,6 +36,12 @@ again when first timed, no more is timed."""
 
 USUAL = 2
 """Rounds until that is so, usually."""
+
+PROMISED = 3
+"""Times as long as its trial a run must be where the product is `CLEAR` times as fast; otherwise `costing.WORTH`."""
+
+PRODUCT = (512, 512, 2048)
+"""Rows, width and width of the matrices: about those of a block on a batch of texts."""
 
 SHORTEST = 0.01
 """Seconds of a step below which there is nothing to gain, and too little to tell two timings apart."""
@@ -65,8 +78,11 @@ def choose(model: nn.Module, rows: Encoded, training: TrainingSpec, *, learned: 
     batch = batch if graphs else batch[:ROWS]
     # Passes with bf16 weights cannot be recorded, and beside recorded ones they would not be measured fairly.
     kinds = (["fp32", "bf16"] if graphs else ["fp32", *HALVES]) if auto else ["bf16_weights"]
-    trial = USUAL * len(kinds) * len(batch)
-    if auto and learned is not None and learned < costing.WORTH * trial:
+    gain = product() if auto and next(model.parameters()).device.type == "cpu" else 1.0
+    if gain < HOPELESS:
+        return hopeless(gain)
+    worth = (PROMISED if gain > CLEAR else costing.WORTH) * USUAL * len(kinds) * len(batch)
+    if auto and learned is not None and learned < worth:
         return Precision("fp32", "the run is too short to try bf16")
     was_training = model.training
     model.eval()
@@ -117,6 +133,30 @@ def verdict(times: Mapping[str, Sequence[float]], shortest: float) -> Precision:
     best = max(gains, key=lambda kind: gains[kind])
     said = "; ".join(_said(kind, gain) for kind, gain in gains.items())
     return Precision(best if gains[best] >= FASTER else "fp32", said)
+
+
+@cache
+def product() -> float:
+    """How many times as fast as in fp32 this processor multiplies matrices in bf16: the median of five pairs."""
+    rows, width, wide = PRODUCT
+    pairs = [
+        (torch.ones(rows, width, dtype=kind), torch.ones(width, wide, dtype=kind))
+        for kind in (torch.float32, torch.bfloat16)
+    ]
+    gains: list[float] = []
+    for _ in range(6):
+        spent = []
+        for left, right in pairs:
+            started = time.perf_counter()
+            torch.mm(left, right)
+            spent.append(time.perf_counter() - started)
+        gains.append(spent[0] / spent[1])
+    return median(gains[1:])  # the first warms up
+
+
+def hopeless(gain: float) -> Precision:
+    """fp32, since products in bf16 are only `gain` times as fast."""
+    return Precision("fp32", f"a product of matrices takes {1 / gain:.1f} times as long in bf16 here")
 
 
 def _decided(times: Mapping[str, Sequence[float]]) -> bool:
