@@ -65,6 +65,13 @@ def test_what_is_clearly_faster_is_not_timed_to_the_end(monkeypatch: pytest.Monk
     assert precision.choose(loop.model, loop.train_rows, loop.training).name == "fp32"
 
 
+def test_short_steps_are_timed_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy moment does not make them look long enough to gain, nor bf16 faster."""
+    pretend(monkeypatch, {"fp32": [0.05, 0.03, 0.004, 0.004], "bf16": [0.005] * 4, "bf16_weights": [0.005] * 4})
+    loop = make_loop([], "text")
+    assert precision.choose(loop.model, loop.train_rows, loop.training).why == "steps are too short to gain by bf16"
+
+
 def test_the_fastest_of_the_kinds_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, {"fp32": [9.0, 1.0, 1.0, 1.0], "bf16": [0.5] * 4, "bf16_weights": [0.25] * 4})
     loop = make_loop([], "text")

@@ -160,6 +160,8 @@ def hopeless(gain: float) -> Precision:
 
 
 def _decided(times: Mapping[str, Sequence[float]]) -> bool:
+    if min(times["fp32"]) < 5 * SHORTEST:  # these cost little, and are easily mistaken
+        return False
     gains = [[a / b for a, b in zip(times["fp32"], times[kind], strict=True)] for kind in times if kind != "fp32"]
     return all(max(gain) < HOPELESS for gain in gains) or any(min(gain) > CLEAR for gain in gains)
 
