@@ -15,7 +15,7 @@ from headstart.adapt import execute, make_spec, prepare
 from headstart.encoded import Encoded
 from headstart.errors import BundleError
 from headstart.protocols import Task
-from headstart.steps import answering, costing, precision
+from headstart.steps import answering, precision
 from headstart.steps.precision import Precision
 from headstart.tasks.classification import Classification
 from headstart.tasks.multilabel import Multilabel
@@ -40,12 +40,14 @@ def pretend(monkeypatch: pytest.MonkeyPatch, half: float, twist: float = 0.0) ->
 
     real = answering._pass
     monkeypatch.setattr(answering, "_pass", timed)
-    monkeypatch.setattr(costing, "WORTH", 0)
+    monkeypatch.setattr(answering, "FEWEST", 0)
+    monkeypatch.setattr(answering, "FEW", 0)
     monkeypatch.setattr(precision, "product", lambda: 1.0)
 
 
 def test_slower_products_try_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costing, "WORTH", 0)
+    monkeypatch.setattr(answering, "FEWEST", 0)
+    monkeypatch.setattr(answering, "FEW", 0)
     monkeypatch.setattr(precision, "product", lambda: 0.5)
     monkeypatch.setattr(answering, "_pass", lambda *args: pytest.fail("tried"))
     loop = make_loop([], "text")
@@ -63,7 +65,7 @@ def test_bf16_must_be_clearly_faster(kind: str, half: float, chosen: str, monkey
 
 
 def test_answers_that_differ_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, 0.5, twist=0.05)
+    pretend(monkeypatch, 0.5, twist=0.1)
     loop = make_loop([], "text")
     found = answering.choose(loop.model, loop.train_rows)
     assert found is not None and found.name == "fp32"
@@ -71,14 +73,23 @@ def test_answers_that_differ_are_not_taken(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_few_rows_try_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answering, "_pass", lambda *args: pytest.fail("tried"))
+    """24 of them; where products are much faster in bf16, fewer are enough."""
+    pretend(monkeypatch, 0.5)
+    monkeypatch.setattr(answering, "FEWEST", 24)
+    monkeypatch.setattr(answering, "FEW", 25)
     loop = make_loop([], "text")
     assert answering.choose(loop.model, loop.train_rows) is None
+    monkeypatch.setattr(precision, "product", lambda: 2.0)
+    assert answering.choose(loop.model, loop.train_rows) is not None
+    monkeypatch.setattr(answering, "FEWEST", 25)
+    assert answering.choose(loop.model, loop.train_rows) is None
+    assert make_loop([], "text").train_rows.prepared.lengths.shape == (24,)
 
 
 @pytest.mark.parametrize("kind", ["text", "image", "audio"])
 def test_measuring_leaves_the_model_as_it_was(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(costing, "WORTH", 0)
+    monkeypatch.setattr(answering, "FEWEST", 0)
+    monkeypatch.setattr(answering, "FEW", 0)
     monkeypatch.setattr(answering, "SHORTEST", 0.0)
     monkeypatch.setattr(precision, "product", lambda: 1.0)
     loop = make_loop([], kind)

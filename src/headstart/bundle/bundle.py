@@ -126,7 +126,7 @@ class Bundle:
     def outputs(self, inputs: Sequence[Any], *, precision: str = "fp32") -> np.ndarray:
         """Raw outputs, (rows,K) float32, of raw inputs (texts; paths, bytes or arrays of pictures and sounds).
 
-        precision: fp32; bf16; auto for what is faster here, where there are rows enough (640) to find out: bf16 only
+        precision: fp32; bf16; auto for what is faster here, where there are rows enough to find out: bf16 only
         where it answers nearly the same, with the predictions of fp32 (`steps.answering`). Raises BundleError for
         another one.
         """
