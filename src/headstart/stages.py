@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -251,8 +252,12 @@ class Stages:
         return self.features[name]
 
     def answers(self, rows: Encoded) -> Precision:
-        """What passes over these rows that only answer run in. `auto` is measured once a run, with rows enough."""
-        if self.spec.training.precision == "auto" and self.answered is None:
+        """What passes over these rows that only answer run in. `auto` is measured once a run, with rows enough.
+
+        Of several processes each would measure for itself, and they must come to the same head and the same scores.
+        """
+        alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+        if self.spec.training.precision == "auto" and self.answered is None and alone:
             self.answered = answering.choose(self.model, rows)
         return self.answered or Precision()
 
