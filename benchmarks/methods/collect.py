@@ -44,6 +44,12 @@ def _each(line: Line) -> str:
     return f"{line['per_class']} rows a class"
 
 
+def _student(line: Line) -> str:
+    kind = "half the blocks" if line["layers"] else "the same size"
+    labels = line.get("per_class") or (None if line["layers"] else 10)
+    return f"a student of {kind}, {'all labels' if labels is None else f'{labels} labels a class'}"
+
+
 TASKS = {"fewer": ("texts", 8), "few": ("texts", 20), "fewer pictures": ("pictures", 5), "pictures": ("pictures", 15)}
 """What the regimes of `multitask.py` are."""
 
@@ -52,7 +58,7 @@ SOURCES: dict[str, tuple[str, Callable[[Line], tuple[str, str]], Callable[[Line]
     "skewed": ("plain", _skew, _skewed),
     "augment": ("plain", lambda x: (x["set"], _each(x)), _accuracy),
     "adversarial": ("plain", lambda x: (x["set"], _each(x)), _robust),
-    "distil": ("plain", lambda x: (x["set"], "a student of half the blocks"), _accuracy),
+    "distil": ("plain", lambda x: (x["set"], _student(x)), _accuracy),
     "few": ("finetune", lambda x: (x["set"], _each(x)), _accuracy),
     "multitask": (
         "single",
