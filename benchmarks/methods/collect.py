@@ -44,10 +44,13 @@ def _each(line: Line) -> str:
     return f"{line['per_class']} rows a class"
 
 
+STUDENTS = {"banking77": ("half the blocks", "all labels"), "hymenoptera": ("the same size", "10 labels a class")}
+"""What the students of `distil.py` are, and what they know with the larger budget."""
+
+
 def _student(line: Line) -> str:
-    kind = "half the blocks" if line["layers"] else "the same size"
-    labels = line.get("per_class") or (None if line["layers"] else 10)
-    return f"a student of {kind}, {'all labels' if labels is None else f'{labels} labels a class'}"
+    kind, labels = STUDENTS[line["set"]]
+    return f"a student of {kind}, {f'{few} labels a class' if (few := line.get('per_class')) else labels}"
 
 
 TASKS = {"fewer": ("texts", 8), "few": ("texts", 20), "fewer pictures": ("pictures", 5), "pictures": ("pictures", 15)}
