@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -56,7 +57,8 @@ class Distil(Method):
 
     Neighbours: `backbone.layers` makes the student from a pretrained network; `prune` makes one by cutting and
     combines with this. `lwf` holds features to the run's own start. The teacher sees mixed and augmented rows as the
-    student does, and attacked ones (`fgm`, `pgd`) as they were. Rows of `data.unlabelled` join every micro-batch.
+    student does, and attacked ones (`fgm`, `pgd`) as they were. Rows of `data.unlabelled` join every
+    micro-batch, as many at a time as it has, by length.
 
     Example: `--method distil:teacher=runs/big,hidden=1 --set backbone.layers=3 --set training.task_weight=0.5`;
     `hs.methods.Distil(teacher="runs/big", hidden=1.0)`.
@@ -177,21 +179,28 @@ class Distil(Method):
         """`distil` and, where asked for, `distil_hidden`, `distil_attention`, `distil_relations`."""
         terms = self._terms(view.batch, view.features, view.outputs, view.model, "rows", ctx)
         if ctx.unlabelled is not None and self.unlabelled:
-            batch = self._more(view.batch, ctx)
-            with ctx.quiet(view.model), ctx.autocast():
-                features, outputs = view.model(batch)
-            more = self._terms(batch, features, outputs.float(), view.model, "unlabelled", ctx)
-            count = 1 + self.unlabelled
-            terms = {name: (value + self.unlabelled * more[name]) / count for name, value in terms.items()}
+            for batch in self._more(view.batch, ctx):
+                with ctx.quiet(view.model), ctx.autocast():
+                    features, outputs = view.model(batch)
+                more = self._terms(batch, features, outputs.float(), view.model, "unlabelled", ctx)
+                terms = {name: value + more[name] for name, value in terms.items()}
+            terms = {name: value / (1 + self.unlabelled) for name, value in terms.items()}
         return terms
 
-    def _more(self, batch: Batch, ctx: Context) -> Batch:
-        """Rows without labels, drawn for each row of the batch, so that a divided batch draws the same."""
+    def _more(self, batch: Batch, ctx: Context) -> Iterator[Batch]:
+        """Rows without labels, drawn for each row of the batch, so that a divided batch draws the same.
+
+        As many at a time as the batch has, by length as batches of labelled rows are: a long text among them all would
+        make each as long.
+        """
         free: Any = ctx.unlabelled
         rows = len(ctx.train_rows) if ctx.train_rows is not None else int(batch.row.max()) + 1
         draws = torch.randint(len(free), (max(1, rows), self.unlabelled), generator=ctx.generator)
-        found: Batch = free.batch(draws[batch.row.cpu()].flatten().tolist())
-        return found.to(batch.weight.device)
+        drawn = draws[batch.row.cpu()].flatten().numpy()
+        drawn = drawn[np.argsort(free.prepared.lengths[drawn], kind="stable")]
+        for part in np.array_split(drawn, self.unlabelled):
+            found: Batch = free.batch(part.tolist())
+            yield found.to(batch.weight.device)
 
     def _ask(self, batch: Batch, kind: str, model: nn.Module, ctx: Context) -> Answers:
         """What the teacher says of these rows: remembered, or asked now."""
