@@ -410,10 +410,13 @@ def test_rows_without_labels_come_by_length() -> None:
     """As many at a time as the batch has, all that were drawn, the short ones together."""
     ready, free = rows(), rows(18)
     free.prepared.lengths = np.arange(18)[::-1].astype(np.int32)
-    found = [part.row.tolist() for part in Distil(unlabelled=4)._more(ready.batch([0, 1, 2]), context(unlabelled=free))]
+    found = [
+        part.row.tolist()
+        for part in Distil(teacher="t", unlabelled=4)._more(ready.batch([0, 1, 2]), context(unlabelled=free))
+    ]
     draws = torch.randint(18, (3, 4), generator=torch.Generator().manual_seed(0))
     assert [len(part) for part in found] == [3] * 4
-    assert sum(found, []) == sorted(draws.flatten().tolist(), reverse=True)
+    assert [row for part in found for row in part] == sorted(draws.flatten().tolist(), reverse=True)
 
 
 def test_a_run_goes_on_with_the_same_teacher_only() -> None:
