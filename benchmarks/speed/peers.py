@@ -112,14 +112,17 @@ def images(side: str, root: Path, name: str, seed: int, python: str, scratch: Pa
 
 
 def compare(suite: str, root: Path, sets: list[str], rounds: int, python: str) -> None:
-    """Every side on every set, turn about; rounds that the file holds are left alone."""
+    """Every side on every set, turn about; rounds that the file holds for such a processor are left alone."""
+    from timing import halves
+
+    units = halves()
     lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()] if OUT.exists() else []
-    done = {(line["set"], line["round"]) for line in lines}
+    done = {(line["set"], line["round"]) for line in lines if line.get("bf16_units", False) == units}
     for number in range(rounds):
         for name in sets if suite == "few-shot" else ("hymenoptera",):
             if (name, number) in done:
                 continue
-            line: dict[str, Any] = {"suite": suite, "set": name, "round": number}
+            line: dict[str, Any] = {"suite": suite, "set": name, "round": number, "bf16_units": units}
             for side in SIDES[suite][:: 1 if number % 2 == 0 else -1]:
                 with tempfile.TemporaryDirectory() as scratch:
                     work = few_shot if suite == "few-shot" else images
@@ -130,10 +133,17 @@ def compare(suite: str, root: Path, sets: list[str], rounds: int, python: str) -
 
 
 def table() -> None:
-    """The tables of the lines."""
+    """The tables of the lines, without and with units for bf16."""
+    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
+    for units in (False, True):
+        print(f"\nunits for bf16: {units}\n")
+        _table([line for line in lines if line.get("bf16_units", False) == units])
+
+
+def _table(lines: list[dict[str, Any]]) -> None:
+    """The tables of lines of one kind of processor."""
     from timing import ratio, summary
 
-    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
     print("| set | side | rounds | accuracy % | seconds | CPU seconds | peak memory, MB |\n" + "| --- " * 7 + "|")
     for name in dict.fromkeys(line["set"] for line in lines):
         own = [line for line in lines if line["set"] == name]
