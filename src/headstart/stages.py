@@ -244,12 +244,12 @@ class Stages:
             self.suspects = label_errors.find(features, targets, self.task, seed=self.spec.training.seed)
 
     def _features(self, name: str, rows: Encoded) -> np.ndarray:
-        if not self.untouched or name not in self.features:
+        found = self.features.get(name) if self.untouched else None
+        if found is None:
             found = inference.pooled(self.model.backbone, rows, precision=self.answers(rows).name)
-            if not self.untouched:
-                return found
-            self.features[name] = found
-        return self.features[name]
+            if self.untouched:
+                self.features[name] = found
+        return found
 
     def answers(self, rows: Encoded) -> Precision:
         """What passes over these rows that only answer run in. `auto` is measured once a run, with rows enough.
@@ -268,14 +268,12 @@ class Stages:
         """
         if not self.untouched:
             return answering.outputs(self.model, rows, self.task, self.answers(rows))
-        made = self._headed(self._features(name, rows))
-        return answering.sure(
-            made,
-            rows,
-            self.task,
-            self.answers(rows),
-            lambda some: self._headed(inference.pooled(self.model.backbone, some)),
-        )
+        made, backbone = self._headed(self._features(name, rows)), self.model.backbone
+
+        def again(some: Encoded) -> np.ndarray:
+            return self._headed(inference.pooled(backbone, some))
+
+        return answering.sure(made, rows, self.task, self.answers(rows), again)
 
     def _headed(self, features: np.ndarray) -> np.ndarray:
         """The head's raw outputs on pooled features."""
