@@ -17,8 +17,8 @@ ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values", "members"),
-    ("stores", "inside", "ahead", "parts"),
-    ("spec", "catalog", "protocols", "model", "attack"),
+    ("stores", "inside", "ahead", "parts", "dropping"),
+    ("spec", "catalog", "protocols", "model", "attack", "tables"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "running", "optimiser", "recipe", "evaluation"),
     ("heads",),

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import inference
+from headstart import inference, tables
 from headstart.ahead import Ahead
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, HeadstartError, Interrupted
@@ -196,7 +196,8 @@ class Loop:
         cut = len(window) > whole
         total = self.accelerator.reduce(torch.stack([batch.weight.sum() for batch in window]).sum())
         loss = torch.zeros((), device=self.device)
-        with self.result.parts.timed(window, cut=cut), self.ways.step(self.model):
+        in_rows = tables.within(self.optimiser.tables)
+        with self.result.parts.timed(window, cut=cut), in_rows, self.ways.step(self.model):
             for position, batch in enumerate(window):
                 loss = loss + self.hooks.make_gradients(batch, lambda b: self._loss(b, total), position)
         priors = self.hooks.priors(self.model)
@@ -209,7 +210,7 @@ class Loop:
         self._reduce_gradients(parameters)
         self.hooks.gradients(parameters)
         if self.training.clip is not None:
-            torch.nn.utils.clip_grad_norm_(parameters, self.training.clip)
+            self.optimiser.clip(self.training.clip)
         value = float(loss)
         if not math.isfinite(value):
             raise HeadstartError(
@@ -264,11 +265,19 @@ class Loop:
         for group in groups:
             for parameter in group.parameters:
                 parameter.requires_grad_(True)
-        self.optimiser.set_groups([group for group in groups if group.parameters])
+        self.optimiser.set_groups([group for group in groups if group.parameters], self._tables())
         set_modes(self.model, keep_stats=self.training.running_stats == "keep")
+
+    def _tables(self) -> list[tables.Table]:
+        """The tables to be moved in rows: where no method looks at gradients, or at weights between steps."""
+        looks = any(self.hooks.owners(hook) for hook in ("backward", "prior", "gradients", "after_step", "weights"))
+        if looks or self.accelerator.num_processes > 1 or not self.optimiser.moves_rows:
+            return []
+        return tables.find(self.model)
 
     def _after_epoch(self, epoch: int) -> bool:
         """Validate, keep the best weights, tell the methods. True when it is time to stop early."""
+        self.optimiser.settle()
         figures = {"epoch": epoch + 1, "step": self.steps_done, "seconds": self._elapsed()}
         if self.losses:
             figures["loss"] = sum(self.losses) / len(self.losses)
@@ -349,6 +358,7 @@ class Loop:
     def _save(self) -> None:
         if self.checkpoint is None or not self.accelerator.is_main_process:
             return
+        self.optimiser.settle()
         names = {id(p): name for name, p in self.model.named_parameters()}
         moments = self.optimiser.torch.state if self.optimiser.torch else {}
         record = {
@@ -405,4 +415,5 @@ class Loop:
                 self.optimiser.torch.state[named[name]] = {
                     key: value.to(at) if isinstance(value, Tensor) else value for key, value in values.items()
                 }
+            self.optimiser.follow(self._tables())
         set_random_state(record["random"])

@@ -93,7 +93,7 @@ def test_default_text_backbone_is_the_sentence_encoder(minilm: Any) -> None:
 
 
 def test_scaled_dot_product_attention_is_used(minilm: Any) -> None:
-    assert minilm.network.config._attn_implementation == "sdpa"
+    assert minilm.network.config._attn_implementation == "headstart"
 
 
 def test_default_image_backbone_is_efficientnet_lite() -> None:

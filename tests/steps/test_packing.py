@@ -158,7 +158,7 @@ def test_packing_and_gradient_checkpointing_together(drawing: bool) -> None:
         found = torch.autograd.grad(outputs.square().sum(), list(model.parameters()))
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-    assert model.backbone.network.config._attn_implementation == "sdpa"
+    assert model.backbone.network.config._attn_implementation == "headstart"
 
 
 def encoded(lengths: tuple[int, ...]) -> Encoded:

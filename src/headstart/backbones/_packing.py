@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart import dropping
+from headstart.backbones import _attention
 from headstart.inside import Forward, plain, replaced
 
 NAME = "headstart_packed"
@@ -73,7 +75,7 @@ def why_not(network: nn.Module) -> str | None:
     """Why the rows of this network cannot be packed, if so."""
     if "position_ids" not in inspect.signature(network.forward).parameters:
         return "its network takes no positions"
-    if getattr(getattr(network, "config", None), "_attn_implementation", None) not in ("sdpa", NAME):
+    if getattr(getattr(network, "config", None), "_attn_implementation", None) not in ("sdpa", _attention.NAME, NAME):
         return "its attention cannot be exchanged"
     return None
 
@@ -85,7 +87,7 @@ def within(network: Any) -> Iterator[None]:
     before, current = network.config._attn_implementation, Current()
     network.config._attn_implementation = NAME
     network.__dict__[CURRENT] = current
-    drops = [module for module in network.modules() if type(module) is nn.Dropout]
+    drops = [module for module in network.modules() if type(module) is dropping.Dropout]
     try:
         with replaced(drops, lambda drop, forward: _dropping(drop, forward, current)):
             yield
@@ -99,10 +101,11 @@ def _dropping(drop: Any, forward: Forward, current: Current) -> Forward:
 
     def run(states: Tensor) -> Any:
         layout = current.layout
-        if layout is None or not drop.training or states.shape[:2] != (1, len(layout.places)) or states.is_cuda:
+        drawn = drop.training and 0 < drop.p < 1 and not states.is_cuda
+        if layout is None or not drawn or states.shape[:2] != (1, len(layout.places)):
             return forward(states)
-        kept = nn.functional.dropout(states.new_ones((*layout.mask.shape, *states.shape[2:])), drop.p)
-        return states * layout.gather(kept)[None]
+        kept = dropping.kept((*layout.mask.shape, *states.shape[2:]), drop.p)
+        return dropping.keeping(states, layout.gather(kept)[None], drop.p)
 
     return run
 
@@ -147,20 +150,16 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Attention of packed rows (1,heads,total,d), each for itself; of others as transformers does it."""
     if packed is None:
-        import transformers
-
-        known: Any = transformers.AttentionInterface
-        usual: tuple[Tensor, None] = known()["sdpa"](
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
-        return usual
+        return _attention.attend(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if query.is_cuda and query.dtype in HALVES and query.shape[-1] % 8 == 0:
         return _attend_flash(packed, query, key, value, dropout, scaling)[None], None
     packed.current.layout = packed  # a checkpointed block runs a second time by itself, when others may have passed
     q, k, v = (packed.spread(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value))
-    made = nn.functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=packed.mask[:, None, None], dropout_p=dropout, scale=scaling
-    )
+    mask = packed.mask[:, None, None]
+    if _attention.stepwise(q, k, dropout):
+        made = _attention.attended(q, k, v, mask, dropout, scaling)
+    else:
+        made = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
     return packed.gather(made.transpose(1, 2))[None], None
 
 

@@ -1,0 +1,168 @@
+"""Attention step by step: what torch's kernel gives, gradients, dropout, and which networks use it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from headstart import backbones
+from headstart.backbones import _attention
+from headstart.spec import BackboneSpec
+from hub_folders import IMAGE, TEXT, write_image, write_text
+
+
+def parts(kind: torch.dtype = torch.float32, tokens: int = 7, **given: Any) -> list[Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    return [torch.randn(3, 4, tokens, 8, generator=draws).to(kind).requires_grad_(**given) for _ in range(3)]
+
+
+def masks(tokens: int = 7) -> dict[str, Tensor | None]:
+    padded = (torch.arange(tokens) < torch.tensor([[7], [4], [1]]))[:, None, None]
+    causal = torch.ones(tokens, tokens).tril().bool()[None, None]
+    return {"none": None, "keys": padded, "expanded": padded.expand(3, 1, tokens, tokens), "causal": padded & causal}
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    return float((one - other).detach().abs().max())
+
+
+@pytest.fixture
+def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Attention is made step by step wherever it can be; the list grows with each time that it is."""
+    seen: list[str] = []
+    whole = _attention.attended
+
+    def noted(*args: Any) -> Tensor:
+        seen.append("step by step")
+        return whole(*args)
+
+    monkeypatch.setattr(_attention, "stepwise", lambda query, key, dropout: True)
+    monkeypatch.setattr(_attention, "attended", noted)
+    yield seen
+
+
+@pytest.mark.parametrize("name", list(masks()))
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_it_gives_what_torchs_kernel_gives(name: str, scaling: float | None) -> None:
+    mask, found = masks()[name], []
+    for own in (True, False):
+        q, k, v = parts()
+        if own:
+            made = _attention.attended(q, k, v, mask, 0.0, scaling)
+        else:
+            made = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scaling)
+        found.append([made, *torch.autograd.grad(made.square().sum(), (q, k, v))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_in_bf16_it_is_as_near_to_float32_as_the_kernel() -> None:
+    mask = masks()["expanded"]
+    exact = nn.functional.scaled_dot_product_attention(*parts(), attn_mask=mask)
+    q, k, v = parts(torch.bfloat16)
+    kernel = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    made = _attention.attended(q, k, v, mask, 0.0, None)
+    assert made.dtype == torch.bfloat16
+    assert apart(made, exact) < max(0.02, 2 * apart(kernel, exact))
+
+
+def test_a_row_that_may_attend_to_nothing_is_a_number() -> None:
+    q, k, v = parts()
+    mask = torch.zeros(3, 1, 7, 7, dtype=torch.bool)
+    torch.testing.assert_close(_attention.attended(q, k, v, mask, 0.0, None), v.mean(2, keepdim=True).expand_as(v))
+
+
+def test_dropout_falls_on_the_weights_and_keeps_the_mean() -> None:
+    torch.manual_seed(0)
+    q, k, v = (part.detach() for part in parts())
+    exact = _attention.attended(q, k, v, None, 0.0, None)
+    several = torch.stack([_attention.attended(q, k, v, None, 0.3, None) for _ in range(3000)])
+    assert float(several.std(0).max()) > 0.05
+    torch.testing.assert_close(several.mean(0), exact, rtol=0, atol=0.1)
+    torch.manual_seed(1)
+    one = _attention.attended(q, k, v, None, 0.3, None)
+    torch.manual_seed(1)
+    assert torch.equal(one, _attention.attended(q, k, v, None, 0.3, None))
+
+
+@pytest.mark.parametrize("family", TEXT)
+def test_networks_of_texts_answer_as_before(family: str, tmp_path: Path, everywhere: list[str]) -> None:
+    backbone: Any = backbones.load(BackboneSpec(ref=f"file:{write_text(tmp_path, family)}"), "text")
+    ids = torch.randint(5, 20, (3, 9), generator=torch.Generator().manual_seed(0))
+    mask = (torch.arange(9) < torch.tensor([[9], [5], [2]])).long()
+    batch = backbone.example().replace(inputs={"input_ids": ids * mask, "attention_mask": mask})
+    _compare(backbone, batch, everywhere)
+
+
+@pytest.mark.parametrize("family", IMAGE)
+def test_networks_of_pictures_answer_as_before(family: str, tmp_path: Path, everywhere: list[str]) -> None:
+    backbone: Any = backbones.load(BackboneSpec(ref=f"file:{write_image(tmp_path, family)}"), "image")
+    _compare(backbone, backbone.example(), everywhere)
+
+
+def _compare(backbone: Any, batch: Any, seen: list[str]) -> None:
+    config = backbone.network.config
+    uses = config._attn_implementation == _attention.NAME
+    with torch.no_grad():
+        found = backbone(batch).pooled
+        assert uses or not seen
+        if uses:
+            config._attn_implementation = "sdpa"
+            seen.clear()
+            torch.testing.assert_close(found, backbone(batch).pooled, rtol=1e-4, atol=1e-5)
+            assert not seen
+    in_use = backbone.ref.rsplit("/", 1)[-1]
+    assert uses or config._attn_implementation in (None, "eager", "sdpa"), in_use
+
+
+def test_the_usual_networks_use_it(tmp_path: Path) -> None:
+    for family in ("bert", "roberta", "distilbert", "electra", "modernbert"):
+        backbone: Any = backbones.load(BackboneSpec(ref=f"file:{write_text(tmp_path / family, family)}"), "text")
+        assert backbone.network.config._attn_implementation == _attention.NAME, family
+    vit: Any = backbones.load(BackboneSpec(ref=f"file:{write_image(tmp_path / 'vit', 'vit')}"), "image")
+    assert vit.network.config._attn_implementation == _attention.NAME
+
+
+def test_it_is_used_for_dropout_and_in_half_precision_where_it_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, _ = parts()
+    half, _, _ = parts(torch.bfloat16)
+    assert _attention.stepwise(q, k, 0.1)
+    assert not _attention.stepwise(q, k, 0.0)
+    for quicker in (True, False):
+        monkeypatch.setattr(_attention, "faster", lambda gradients, quicker=quicker: quicker)
+        assert _attention.stepwise(half, half, 0.0) is quicker
+        assert _attention.stepwise(half, half, 0.1)
+    monkeypatch.setattr(_attention, "faster", lambda gradients: True)
+    long = torch.zeros(1, 1, _attention.LONGEST + 1, 8, dtype=torch.bfloat16)
+    assert not _attention.stepwise(long, long, 0.0)
+
+
+def test_trying_leaves_random_numbers_and_grad_mode_alone() -> None:
+    _attention.faster.cache_clear()
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    with torch.inference_mode():
+        assert _attention.faster(False) in (True, False)
+    assert _attention.faster(True) in (True, False)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class _Causal(nn.Module):
+    is_causal = True
+
+
+def test_what_it_does_not_know_is_left_to_transformers(everywhere: list[str]) -> None:
+    q, k, v = parts()
+    made, _ = _attention.attend(_Causal(), q, k, v, None)
+    expected = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+    torch.testing.assert_close(made, expected.transpose(1, 2))
+    bias = torch.randn(3, 1, 7, 7)
+    made, _ = _attention.attend(_Causal(), q, k, v, bias)
+    expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    torch.testing.assert_close(made, expected.transpose(1, 2))
+    assert not everywhere
