@@ -120,7 +120,8 @@ def _stage_lines(stage: StagePlan) -> list[str]:
     head = f"  stage      {stage.name}: {', '.join(stage.methods) or 'everything learns'}"
     if not stage.steps:
         work = "solved exactly on frozen features"
-        work += f" in {stage.precision} ({stage.precision_why})" if stage.precision != "fp32" else ""
+        work += f" in {stage.precision}" if stage.precision != "fp32" else ""
+        work += f" ({stage.precision_why})" if stage.precision_why else ""
     else:
         work = f"{stage.epochs} epochs, {stage.steps} steps, rate {stage.learning_rate:g}, {stage.precision}"
         work += f" ({stage.precision_why})" if stage.precision_why else ""

@@ -201,6 +201,11 @@ def once(
     return forward, time.perf_counter() - started, sum(sizes.values())
 
 
+def clock(device: torch.device) -> Callable[[], float]:
+    """What two ways are timed by: on a processor the seconds that it spent, which other programs do not lengthen."""
+    return time.process_time if device.type == "cpu" else time.perf_counter
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

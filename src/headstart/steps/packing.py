@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from statistics import median
@@ -83,8 +82,7 @@ def choose(
 
 
 def _seconds(model: nn.Module, rows: Encoded, index: np.ndarray, precision: str) -> float:
-    """What a step takes; on a CPU in seconds of the processor, which other programs do not lengthen."""
-    clock = time.process_time if next(model.parameters()).device.type == "cpu" else time.perf_counter
+    clock = costing.clock(next(model.parameters()).device)
     started = clock()
     costing.once(model, rows, index, precision=precision, backward=True)
     return clock() - started
