@@ -22,9 +22,13 @@ def pretend(monkeypatch: pytest.MonkeyPatch, seconds: dict[str, list[float]]) ->
         assert backward and 1 <= len(index) <= 16
         if precision not in left:
             raise RuntimeError("not implemented for BFloat16")
-        return 0.0, next(left[precision]), 0
+        nonlocal now
+        now += next(left[precision])
+        return 0.0, 0.0, 0
 
+    now = 0.0
     monkeypatch.setattr(costing, "once", once)
+    monkeypatch.setattr(costing, "clock", lambda device: lambda: now)
     monkeypatch.setattr(precision, "product", lambda: 1.0)
 
 
