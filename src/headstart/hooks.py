@@ -216,6 +216,10 @@ class Hooks:
         """Whether a method lets the rows of a step meet: in its own part of the loss, or in the gradients."""
         return bool(self.owners("penalty") or self.owners("backward"))
 
+    def looks(self) -> bool:
+        """Whether a method may look at gradients, or at weights between steps."""
+        return any(self.owners(hook) for hook in ("backward", "prior", "gradients", "after_step", "weights"))
+
     def after_step(self, model: nn.Module) -> None:
         """Every `after_step` in order."""
         for name in self.owners("after_step"):

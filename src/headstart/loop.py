@@ -270,10 +270,8 @@ class Loop:
 
     def _tables(self) -> list[tables.Table]:
         """The tables to be moved in rows: where no method looks at gradients, or at weights between steps."""
-        looks = any(self.hooks.owners(hook) for hook in ("backward", "prior", "gradients", "after_step", "weights"))
-        if looks or self.accelerator.num_processes > 1 or not self.optimiser.moves_rows:
-            return []
-        return tables.find(self.model)
+        alone = self.accelerator.num_processes == 1
+        return tables.find(self.model) if alone and self.optimiser.moves_rows and not self.hooks.looks() else []
 
     def _after_epoch(self, epoch: int) -> bool:
         """Validate, keep the best weights, tell the methods. True when it is time to stop early."""

@@ -23,9 +23,9 @@ kept; `benchmarks/README.md` has what the product itself reaches):
                3 seeds; without contrast 94.0, one seed. The average's decay of 0.995 beat 0.998 by 0.1.
     few        10 epochs of 32 at 1e-4 over pairs, decay 0.99: 87.1 at 10 rows a class of Banking77, 2 draws; without
                contrast and pairs 85.7.
-The embedding tables stay frozen for speed: a batch touches few of their rows, and the optimiser would pass over all of
-them. The norm above them learns, which keeps their dropout on: 94.5 on Banking77's validation rows, 2 seeds, where a
-wholly frozen stem gives 94.2.
+The embedding tables stay frozen for speed: a batch touches few of their rows, and the optimiser and the average would
+pass over all of them. The norm above them learns, which keeps their dropout on: 94.5 on Banking77's validation rows, 2
+seeds, where a wholly frozen stem gives 94.2.
 """
 
 from __future__ import annotations
