@@ -1,10 +1,10 @@
 """Tables of embeddings that learn, moved in the rows that batches touch.
 
 A batch of texts reads some hundred of the 30,000 rows of such a table, but its gradient, its norm and Adam's update go
-over all of them: a seventh of a step of MiniLM-L6 in bf16. Here a gradient holds the rows that were read, and Adam moves those
-that ever were. For all others Adam's moments are zero, so it only shrinks them by the decoupled decay, by the same
-factor in each step; they are multiplied by the product of these factors before anyone reads them. So what comes out is
-what Adam over the whole table gives, but for the rounding of that product.
+over all of them: a seventh of a step of MiniLM-L6 in bf16. Here a gradient holds the rows that were read, and Adam
+moves those that ever were. For all others Adam's moments are zero, so it only shrinks them by the decoupled decay, by
+the same factor in each step; they are multiplied by the product of these factors before anyone reads them. So what
+comes out is what Adam over the whole table gives, but for the rounding of that product.
 """
 
 from __future__ import annotations

@@ -61,6 +61,44 @@ def test_it_gives_what_torchs_kernel_gives(name: str, scaling: float | None) -> 
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("at_once", [1, 4 * 7 * 7 * 2])
+def test_rows_in_parts_give_what_all_at_once_give(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = []
+    for most in (at_once, 2**20):
+        monkeypatch.setattr(_attention, "AT_ONCE", most)
+        q, k, v = parts()
+        made = _attention.attended(q, k, v, masks()["expanded"], 0.0, None)
+        found.append([made, *torch.autograd.grad(made.square().sum(), (q, k, v))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_without_dropout_no_weights_are_kept_for_the_backward_pass() -> None:
+    kept: list[int] = []
+    q, k, v = parts(tokens=64)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()), lambda nothing: nothing):
+        _attention.attended(q, k, v, None, 0.0, None)
+    assert kept == [q.numel()] * 3
+
+
+@pytest.mark.parametrize("tokens", [5, 40])
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_gradients_are_those_of_small_steps(tokens: int, dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By differences, in float32, of a sum along one direction; with dropout, of one draw."""
+    inputs, ways = parts(tokens=tokens), parts(tokens=tokens + 1)
+    ways = [way.detach()[:, :, 1:] for way in ways]
+
+    def total(step: float) -> Tensor:
+        torch.manual_seed(0)
+        moved = [part + step * way for part, way in zip(inputs, ways, strict=True)]
+        return _attention.attended(moved[0], moved[1], moved[2], None, dropout, None).double().square().sum()
+
+    slopes = torch.autograd.grad(total(0.0), inputs)
+    along = sum(float((slope * way).sum()) for slope, way in zip(slopes, ways, strict=True))
+    with torch.no_grad():
+        assert float(total(1e-2) - total(-1e-2)) / 2e-2 == pytest.approx(along, rel=5e-3)
+
+
 def test_in_bf16_it_is_as_near_to_float32_as_the_kernel() -> None:
     mask = masks()["expanded"]
     exact = nn.functional.scaled_dot_product_attention(*parts(), attn_mask=mask)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
 from functools import cache
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from headstart import dropping
 
@@ -24,7 +26,10 @@ NAME = "headstart"
 HALVES = (torch.float16, torch.bfloat16)
 
 LONGEST = 512
-"""Tokens up to which scores of all pairs are held where the kernel would not hold them."""
+"""Tokens up to which it is made step by step without dropout: the kernel looks at blocks inside a row."""
+
+AT_ONCE = 2**20
+"""Weights that are made at a time without dropout, about what caches hold; a row's at least."""
 
 LANES = 16
 """Numbers of float32 that a processor takes at a time; torch's softmax goes over shorter rows one by one."""
@@ -94,24 +99,73 @@ def attended(
 
     Source: Vaswani et al. 2017, section 3.2.1, with dropout on the weights as in their implementation.
     """
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    bias = None
+    if mask is not None:
+        mask = mask[:, :, :1] if mask.stride(2) == 0 else mask  # one for all queries
+        # A row that may attend to nothing gets the mean of all instead of nan.
+        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
     with torch.autocast("cpu", enabled=False):
-        scores = (query * (query.shape[-1] ** -0.5 if scaling is None else scaling)) @ key.transpose(-1, -2)
-        if mask is not None:
-            mask = mask[:, :, :1] if mask.stride(2) == 0 else mask  # one for all queries
-            # A row that may attend to nothing gets the mean of all instead of nan.
-            hidden = torch.finfo(scores.dtype).min
-            scores = scores.add_(torch.zeros_like(mask, dtype=scores.dtype).masked_fill_(~mask, hidden))
-        weights = _shares(scores).to(value.dtype)
-        return (dropping.dropped(weights, dropout) if dropout else weights) @ value
+        if dropout:
+            weights = _weights(query, key, bias, scale)
+            return dropping.dropped(weights.to(value.dtype), dropout) @ value
+        made: Tensor = _InParts.apply(query, key, value, bias, scale)
+        return made
 
 
-def _shares(scores: Tensor) -> Tensor:
-    """The softmax over the last dimension, in float32: half types were seen to take twice as long."""
-    scores = scores.float()
+def _weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """(N,heads,T,T) float32. In half types a softmax was seen to take twice as long."""
+    scores = (query * scale) @ key.transpose(-1, -2)
+    scores = (scores if bias is None else scores.add_(bias)).float()
     if scores.shape[-1] >= LANES:
         return scores.softmax(-1)
     powers = (scores - scores.detach().amax(-1, keepdim=True)).exp()
     return powers / powers.sum(-1, keepdim=True)
+
+
+class _InParts(torch.autograd.Function):
+    """Attention without dropout, some rows at a time, whose weights are not kept but made again in the backward pass.
+
+    Source: Dao et al. 2022 (FlashAttention), appendix B.2, for the gradients, here without blocks inside a row.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+        ctx.save_for_backward(query, key, value, bias)
+        ctx.scale = scale
+        made = _like(query)
+        for part in _parts(query, key):
+            weights = _weights(query[part], key[part], _of(bias, part), scale)
+            made[part] = weights.to(value.dtype) @ value[part]
+        return made
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> Any:
+        query, key, value, bias = ctx.saved_tensors
+        made = [_like(part) for part in (query, key, value)]
+        for part in _parts(query, key):
+            weights = _weights(query[part], key[part], _of(bias, part), ctx.scale)
+            made[2][part] = weights.to(slope.dtype).transpose(-1, -2) @ slope[part]
+            slopes = (slope[part] @ value[part].transpose(-1, -2)).float()
+            slopes = torch._softmax_backward_data(slopes, weights, -1, torch.float32).mul_(ctx.scale).to(slope.dtype)
+            made[0][part] = slopes @ key[part]
+            made[1][part] = slopes.transpose(-1, -2) @ query[part]
+        return *made, None, None
+
+
+def _like(states: Tensor) -> Tensor:
+    """Room for (N,heads,T,d), one token after the other as layers take them."""
+    return torch.empty_like(states.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+
+
+def _parts(query: Tensor, key: Tensor) -> Iterator[slice]:
+    size = max(1, AT_ONCE // max(1, query.shape[1] * query.shape[2] * key.shape[2]))
+    return (slice(start, start + size) for start in range(0, len(query), size))
+
+
+def _of(bias: Tensor | None, part: slice) -> Tensor | None:
+    return bias if bias is None or len(bias) == 1 else bias[part]
 
 
 @cache
