@@ -12,6 +12,9 @@ best        the Trainer with batches of 32 grouped by length and rate 1e-4
 With `--bf16`, for processors that have units for it, the sides are headstart_bf16 (autocast, as bf16=True is),
 headstart_bf16_weights (bf16 weights beside float32 ones, which `training.precision=auto` tries too) and best_bf16.
 
+Each line holds what a core's matrix products reach in between (2,048 numbers each way), so that the table can say which
+share of it the steps are: 6 operations for each number of the blocks and each token, padding not counted.
+
 The three run turn about in one process; peaks of memory are VmHWM of child processes that run one alone. Each round is
 one JSON line.
 
@@ -123,6 +126,33 @@ def ready(name: str, root: Path, start: Path) -> Callable[[], Any]:
     return theirs(root, start, bf16=kind == "bf16", **(BEST if side == "best" else {}))
 
 
+def products(kind: str) -> float:
+    """GFLOP/s of a product of matrices of 2,048 x 2,048 numbers, the best of five."""
+    import time
+
+    import torch
+
+    side = 2048
+    left, right = (torch.randn(side, side).to(getattr(torch, kind)) for _ in range(2))
+    spent = []
+    for _ in range(6):
+        started = time.process_time()
+        torch.mm(left, right)
+        spent.append(time.process_time() - started)
+    return 2 * side**3 / min(spent) / 1e9
+
+
+def size(root: Path, start: Path) -> tuple[int, int]:
+    """Numbers in the blocks of the network, and real tokens of the rows."""
+    from headstart import backbones
+    from headstart.modalities.text import TextModality
+    from headstart.spec import BackboneSpec
+
+    backbone = backbones.load(BackboneSpec(ref=f"file:{start}"), "text")
+    prepared = TextModality().prepare(rows(root)[0], backbone)
+    return sum(p.numel() for block in backbone.blocks for p in block.parameters()), int(prepared.lengths.sum())
+
+
 def compare(root: Path, start: Path, rounds: int, sides: tuple[str, ...]) -> None:
     """Time all sides, turn about."""
     import torch
@@ -130,8 +160,11 @@ def compare(root: Path, start: Path, rounds: int, sides: tuple[str, ...]) -> Non
 
     torch.set_num_threads(1)
     peaks = {name: child(root, name) for name in sides}
+    numbers, tokens = size(root, start)
+    kind = "bfloat16" if sides is HALVES else "float32"
     for number in range(rounds):
         line: dict[str, Any] = {"round": number, "rows": ROWS, "bf16_units": halves()}
+        line |= {"work": 6 * numbers * tokens, "products": round(products(kind), 1)}
         turn = number % len(sides)
         for name in sides[turn:] + sides[:turn]:
             _, spent = measured(ready(name, root, start))
@@ -149,21 +182,27 @@ def child(root: Path, name: str) -> int:
 
 
 def table() -> None:
-    """The tables of the lines, in fp32 and in bf16."""
+    """The tables of the lines, in fp32 and in bf16, of processors with and without units for it."""
     lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
-    for sides in (SIDES, HALVES):
-        if any(sides[0] in line for line in lines):
-            _table([line for line in lines if sides[0] in line], sides)
+    for sides, halves in itertools.product((SIDES, HALVES), (False, True)):
+        chosen = [line for line in lines if sides[0] in line and line.get("bf16_units", False) is halves]
+        if chosen:
+            print(f"\nprocessor {'with' if halves else 'without'} units for bf16\n")
+            _table(chosen, sides)
 
 
 def _table(lines: list[dict[str, Any]], sides: tuple[str, ...]) -> None:
     from timing import ratio, summary
 
-    print("| | rows a second (wall) | CPU seconds | peak memory, MB |\n| --- | --- | --- | --- |")
+    print(
+        "| | rows a second (wall) | CPU seconds | peak memory, MB | of the matrix products, % |\n" + "| --- " * 5 + "|"
+    )
     for name in sides:
         each = [line[name] for line in lines]
         rate = summary([ROWS / one["seconds"] for one in each])
-        print(f"| {name} | {rate} | {summary([one['cpu'] for one in each])} | {each[0]['peak_mb']} |")
+        shares = [100 * line["work"] / line[name]["cpu"] / 1e9 / line["products"] for line in lines if "work" in line]
+        share = summary(shares) if shares else ""
+        print(f"| {name} | {rate} | {summary([one['cpu'] for one in each])} | {each[0]['peak_mb']} | {share} |")
     ours = [name for name in sides if name.startswith("headstart")]
     both = itertools.product((name for name in sides if name not in ours), ours)
     for (peer, own), (what, said) in itertools.product(both, (("cpu", "CPU seconds"), ("seconds", "wall"))):
