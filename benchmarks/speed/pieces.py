@@ -1,7 +1,7 @@
 """Pieces of a step on a processor, as torch makes them and as Headstart does: dropout, attention, a large table.
 
 dropout     32 rows of 20 tokens, 384 numbers each, a rate of 0.1: forward and backward
-attention   32 rows of some tokens, 12 heads of 32 numbers, padded by two tokens: forward alone, and with backward;
+attention   32 rows of some tokens, 12 heads of 32 numbers, padded by two tokens: forward and backward,
             torch's kernel and `backbones._attention.attended`
 table       30,522 rows of 384 numbers, 400 tokens of 300 kinds looked up: forward, backward, norm, AdamW of all
             rows and of those that were ever read (3,000 of them)
@@ -50,21 +50,19 @@ def dropout(kind: torch.dtype) -> tuple[Work, Work]:
     return lambda: both(nn.functional.dropout), lambda: both(dropping.dropped)
 
 
-def attention(kind: torch.dtype, tokens: int, rate: float, *, backward: bool) -> tuple[Work, Work]:
+def attention(kind: torch.dtype, tokens: int, rate: float) -> tuple[Work, Work]:
     """torch's kernel and steps, over states that lie as a layer leaves them."""
     from headstart.backbones._attention import attended
 
-    states = [torch.randn(32, tokens, 384).to(kind).requires_grad_(backward) for _ in range(3)]
+    states = [torch.randn(32, tokens, 384).to(kind).requires_grad_() for _ in range(3)]
     mask = (torch.arange(tokens) < torch.tensor([[tokens]] * 16 + [[tokens - 2]] * 16))[:, None, None]
     mask = mask.expand(32, 1, tokens, tokens)
     slope = torch.ones_like(states[0])
 
     def both(make: Callable[..., Tensor]) -> None:
         parts = [state.view(32, tokens, 12, 32).transpose(1, 2) for state in states]
-        with torch.set_grad_enabled(backward):
-            made = make(*parts).transpose(1, 2).reshape(32, tokens, 384)
-        if backward:
-            torch.autograd.grad(made, states, slope)
+        made = make(*parts).transpose(1, 2).reshape(32, tokens, 384)
+        torch.autograd.grad(made, states, slope)
 
     kernel = nn.functional.scaled_dot_product_attention
     return lambda: both(lambda q, k, v: kernel(q, k, v, mask, rate)), lambda: both(
@@ -112,10 +110,8 @@ def pieces() -> Iterator[tuple[str, str, tuple[Work, Work]]]:
     for kind, made in KINDS.items():
         for rate in (0.0, 0.1):
             for tokens in (12, 20, 48, 128):
-                for backward in (False, True) if not rate else (True,):
-                    name = f"attention, {tokens} tokens" + (", dropout" if rate else "")
-                    name += ", both passes" if backward else ", forward"
-                    yield name, kind, attention(made, tokens, rate, backward=backward)
+                name = f"attention, {tokens} tokens" + (", dropout" if rate else "")
+                yield name, kind, attention(made, tokens, rate)
     yield "table", "fp32", table()
 
 
