@@ -12,10 +12,15 @@ from torch import nn
 from headstart import tables
 from headstart.errors import Interrupted
 from headstart.loop import Loop
+from headstart.methods.contrast import Contrast
 from headstart.methods.ema import EMA
 from headstart.methods.fgm import FGM
 from headstart.methods.l2sp import L2SP
+from headstart.methods.manifold import Manifold
 from headstart.methods.mixup import Mixup
+from headstart.methods.rdrop import RDrop
+from headstart.methods.smart import Smart
+from headstart.methods.vat import VAT
 from headstart.optimiser import Optimiser
 from headstart.protocols import Method
 from headstart.spec import TrainingSpec
@@ -187,7 +192,7 @@ def test_a_run_ends_where_it_would_with_whole_tables(monkeypatch: pytest.MonkeyP
         assert [one["accuracy"] for one in ends[0][0]] == [one["accuracy"] for one in ends[1][0]]
 
 
-@pytest.mark.parametrize("method", [EMA(), FGM(), L2SP()], ids=lambda method: type(method).__name__)
+@pytest.mark.parametrize("method", [EMA(), FGM(), L2SP(), Smart()], ids=lambda method: type(method).__name__)
 def test_methods_that_look_at_gradients_or_weights_get_whole_tables(
     monkeypatch: pytest.MonkeyPatch, method: Method
 ) -> None:
@@ -197,8 +202,13 @@ def test_methods_that_look_at_gradients_or_weights_get_whole_tables(
     assert loop.optimiser.tables == []
 
 
-def test_methods_that_do_not_keep_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    ends = [trained(monkeypatch, rows=rows, methods={"mixup": Mixup()})[1] for rows in (True, False)]
+@pytest.mark.parametrize("kind", [Contrast, Manifold, Mixup, RDrop, VAT])
+def test_methods_that_do_not_keep_rows(monkeypatch: pytest.MonkeyPatch, kind: type[Method]) -> None:
+    ends = []
+    for rows in (True, False):
+        loop, states = trained(monkeypatch, rows=rows, methods={"own": kind()})
+        assert len(loop.optimiser.tables) == int(rows)
+        ends.append(states)
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value, rtol=1e-5, atol=1e-6, msg=name)
 
