@@ -205,4 +205,8 @@ def test_what_it_does_not_know_is_left_to_transformers(everywhere: list[str]) ->
     made, _ = _attention.attend(_Causal(), q, k, v, bias)
     expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
     torch.testing.assert_close(made, expected.transpose(1, 2))
+    fewer = torch.randn(3, 4, 7, 5)
+    made, _ = _attention.attend(_Causal(), q, k, fewer, masks()["causal"])
+    torch.testing.assert_close(made, nn.functional.scaled_dot_product_attention(
+        q, k, fewer, attn_mask=masks()["causal"]).transpose(1, 2))  # fmt: skip
     assert not everywhere

@@ -70,7 +70,8 @@ def attend(
     """As functions of transformers are: from (N,heads,T,d) to (N,T,heads,d)."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     hides = attention_mask is None and causal and query.shape[2] > 1
-    if hides or query.shape[1] != key.shape[1] or not _masks(attention_mask) or not stepwise(query, key, dropout):
+    alike = query.shape[1] == key.shape[1] and query.shape[-1] == value.shape[-1]
+    if hides or not alike or not _masks(attention_mask) or not stepwise(query, key, dropout):
         import transformers
 
         known: Any = transformers.AttentionInterface
