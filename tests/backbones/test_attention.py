@@ -15,6 +15,9 @@ from headstart.backbones import _attention
 from headstart.spec import BackboneSpec
 from hub_folders import IMAGE, TEXT, write_image, write_text
 
+USUAL = ("bert", "roberta", "distilbert", "electra", "modernbert", "vit")
+"""Families that use it for certain."""
+
 
 def parts(kind: torch.dtype = torch.float32, tokens: int = 7, **given: Any) -> list[Tensor]:
     draws = torch.Generator().manual_seed(0)
@@ -134,32 +137,34 @@ def test_networks_of_texts_answer_as_before(family: str, tmp_path: Path, everywh
     ids = torch.randint(5, 20, (3, 9), generator=torch.Generator().manual_seed(0))
     mask = (torch.arange(9) < torch.tensor([[9], [5], [2]])).long()
     batch = backbone.example().replace(inputs={"input_ids": ids * mask, "attention_mask": mask})
-    _compare(backbone, batch, everywhere)
+    assert _compare(backbone, batch, everywhere) or family not in USUAL
 
 
 @pytest.mark.parametrize("family", IMAGE)
 def test_networks_of_pictures_answer_as_before(family: str, tmp_path: Path, everywhere: list[str]) -> None:
     backbone: Any = backbones.load(BackboneSpec(ref=f"file:{write_image(tmp_path, family)}"), "image")
-    _compare(backbone, backbone.example(), everywhere)
+    assert _compare(backbone, backbone.example(), everywhere) or family not in USUAL
 
 
-def _compare(backbone: Any, batch: Any, seen: list[str]) -> None:
+def _compare(backbone: Any, batch: Any, seen: list[str]) -> int:
+    """How often attention was made step by step in a pass that gives what torch's kernel gives."""
     config = backbone.network.config
     uses = config._attn_implementation == _attention.NAME
     with torch.no_grad():
         found = backbone(batch).pooled
-        assert uses or not seen
+        times = len(seen)
+        assert uses or not times
         if uses:
             config._attn_implementation = "sdpa"
             seen.clear()
             torch.testing.assert_close(found, backbone(batch).pooled, rtol=1e-4, atol=1e-5)
             assert not seen
-    in_use = backbone.ref.rsplit("/", 1)[-1]
-    assert uses or config._attn_implementation in (None, "eager", "sdpa"), in_use
+    assert uses or config._attn_implementation in (None, "eager", "sdpa")
+    return times
 
 
 def test_the_usual_networks_use_it(tmp_path: Path) -> None:
-    for family in ("bert", "roberta", "distilbert", "electra", "modernbert"):
+    for family in USUAL[:-1]:
         backbone: Any = backbones.load(BackboneSpec(ref=f"file:{write_text(tmp_path / family, family)}"), "text")
         assert backbone.network.config._attn_implementation == _attention.NAME, family
     vit: Any = backbones.load(BackboneSpec(ref=f"file:{write_image(tmp_path / 'vit', 'vit')}"), "image")

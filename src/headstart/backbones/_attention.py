@@ -25,6 +25,7 @@ NAME = "headstart"
 """Under which transformers knows this attention."""
 
 HALVES = (torch.float16, torch.bfloat16)
+"""Types in which a GPU has a kernel for rows of any length, and a processor a slow one."""
 
 LONGEST = 512
 """Tokens up to which it is made step by step without dropout: the kernel looks at blocks inside a row."""

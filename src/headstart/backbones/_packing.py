@@ -31,10 +31,6 @@ CURRENT = "_headstart_packed"
 """Where a network that packs holds the layout of the rows that are in it."""
 
 
-HALVES = (torch.float16, torch.bfloat16)
-"""Types in which a GPU has a kernel for rows of any length."""
-
-
 @dataclass
 class Current:
     """The layout of the rows that a network is computing, for its dropout."""
@@ -151,7 +147,7 @@ def _attend(
     """Attention of packed rows (1,heads,total,d), each for itself; of others as transformers does it."""
     if packed is None:
         return _attention.attend(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    if query.is_cuda and query.dtype in HALVES and query.shape[-1] % 8 == 0:
+    if query.is_cuda and query.dtype in _attention.HALVES and query.shape[-1] % 8 == 0:
         return _attend_flash(packed, query, key, value, dropout, scaling)[None], None
     packed.current.layout = packed  # a checkpointed block runs a second time by itself, when others may have passed
     q, k, v = (packed.spread(part[0].transpose(0, 1)).transpose(1, 2) for part in (query, key, value))
