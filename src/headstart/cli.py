@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
+from headstart import heap
 from headstart.compression import command as smaller
 from headstart.errors import HeadstartError, SpecError
 from headstart.explanation import command as reasons
@@ -356,6 +357,7 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
+    heap.hold()
     sys.exit(run(arguments))
 
 

@@ -26,9 +26,14 @@ def dropped(states: Tensor, rate: float) -> Tensor:
 
     Source: Srivastava et al. 2014 (Dropout), section 4, in the inverted form of Caffe and torch.
     """
-    if not 0 < rate < 1 or states.device.type != "cpu" or states.element_size() not in INTEGERS:
+    if not light(states, rate):
         return nn.functional.dropout(states, rate)
     return keeping(states, kept(states.shape, rate), rate)
+
+
+def light(states: Tensor, rate: float) -> bool:
+    """Whether `kept` and `keeping` do for these states; others are left to torch."""
+    return 0 < rate < 1 and states.device.type == "cpu" and states.element_size() in INTEGERS
 
 
 def kept(shape: Sequence[int], rate: float) -> Tensor:

@@ -25,6 +25,9 @@ pictures of 224 pixels leave between layers is far beyond its caches: 16 were 1.
 GPU_ROWS = 64
 """The same on a GPU, which few rows leave idle."""
 
+GPU_BUDGETS = 2
+"""Budgets of a batch on a GPU, where batches are cut by a budget."""
+
 IN_MEMORY = 256 * 2**20
 """Bytes of answers kept in memory; more than this goes to a memory-mapped temporary file."""
 
@@ -78,9 +81,10 @@ def plan(rows: Encoded, batch_size: int | None = None, *, device: torch.device |
     device: where they are computed; a CPU when left out.
     """
     lengths = rows.prepared.lengths
+    on_gpu = device is not None and device.type == "cuda"
     if batch_size is None and rows.prepared.budget is not None:
-        return by_budget(lengths, rows.prepared.budget)
-    usual = GPU_ROWS if device is not None and device.type == "cuda" else ROWS
+        return by_budget(lengths, rows.prepared.budget * (GPU_BUDGETS if on_gpu else 1))
+    usual = GPU_ROWS if on_gpu else ROWS
     size = usual if batch_size is None else batch_size
     order = np.argsort(-np.asarray(lengths, dtype=np.int64), kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]

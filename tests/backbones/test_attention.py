@@ -49,9 +49,13 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     yield seen
 
 
+@pytest.mark.parametrize("kept", [0, 2**22])
 @pytest.mark.parametrize("name", list(masks()))
 @pytest.mark.parametrize("scaling", [None, 0.3])
-def test_it_gives_what_torchs_kernel_gives(name: str, scaling: float | None) -> None:
+def test_it_gives_what_torchs_kernel_gives(
+    name: str, scaling: float | None, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_attention, "KEPT", kept)
     mask, found = masks()[name], []
     for own in (True, False):
         q, k, v = parts()
@@ -65,29 +69,64 @@ def test_it_gives_what_torchs_kernel_gives(name: str, scaling: float | None) -> 
 
 
 @pytest.mark.parametrize("at_once", [1, 4 * 7 * 7 * 2])
-def test_rows_in_parts_give_what_all_at_once_give(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_rows_in_parts_give_what_all_at_once_give(
+    at_once: int, dropout: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = []
-    for most in (at_once, 2**20):
-        monkeypatch.setattr(_attention, "AT_ONCE", most)
+    for most in (at_once, None):
+        if most is not None:
+            monkeypatch.setattr(_attention, "AT_ONCE", most)
+        monkeypatch.setattr(_attention, "KEPT", 2**22 if most is None else 0)
+        torch.manual_seed(0)
         q, k, v = parts()
-        made = _attention.attended(q, k, v, masks()["expanded"], 0.0, None)
+        made = _attention.attended(q, k, v, masks()["expanded"], dropout, None)
         found.append([made, *torch.autograd.grad(made.square().sum(), (q, k, v))])
     for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
 
 
-def test_without_dropout_no_weights_are_kept_for_the_backward_pass() -> None:
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_many_weights_are_not_kept_for_the_backward_pass(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only which of them were dropped, in two bytes each."""
+    monkeypatch.setattr(_attention, "KEPT", 3 * 4 * 64 * 64 - 1)
     kept: list[int] = []
     q, k, v = parts(tokens=64)
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()), lambda nothing: nothing):
-        _attention.attended(q, k, v, None, 0.0, None)
-    assert kept == [q.numel()] * 3
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.nbytes), lambda nothing: nothing):
+        _attention.attended(q, k, v, None, dropout, None)
+    assert kept == [q.nbytes] * 3 + ([2 * 3 * 4 * 64 * 64] if dropout else [])
 
 
+@pytest.mark.parametrize("kept", [0, 2**22])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients_of_gradients_are_those_of_small_steps(
+    dropout: float, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_attention, "KEPT", kept)
+    inputs, ways = parts(), [way.detach()[:, :, 1:] for way in parts(tokens=8)]
+
+    def slopes(step: float) -> tuple[Tensor, Tensor]:
+        """The squared length of the gradients with the inputs moved by a step, and how it grows along the ways."""
+        torch.manual_seed(0)
+        moved = [(part + step * way).detach().requires_grad_() for part, way in zip(inputs, ways, strict=True)]
+        made = _attention.attended(moved[0], moved[1], moved[2], masks()["keys"], dropout, None)
+        first = torch.autograd.grad(made.double().square().sum(), moved, create_graph=True)
+        length = torch.stack([slope.double().square().sum() for slope in first]).sum()
+        second = torch.autograd.grad(length, moved)
+        return length.detach(), sum((slope * way).sum() for slope, way in zip(second, ways, strict=True))  # type: ignore[return-value]
+
+    along = float((slopes(1e-3)[0] - slopes(-1e-3)[0]) / 2e-3)
+    assert float(slopes(0.0)[1]) == pytest.approx(along, rel=5e-3)
+
+
+@pytest.mark.parametrize("kept", [0, 2**22])
 @pytest.mark.parametrize("tokens", [5, 40])
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
-def test_gradients_are_those_of_small_steps(tokens: int, dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_are_those_of_small_steps(
+    tokens: int, dropout: float, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By differences, in float32, of a sum along one direction; with dropout, of one draw."""
+    monkeypatch.setattr(_attention, "KEPT", kept)
     inputs, ways = parts(tokens=tokens), parts(tokens=tokens + 1)
     ways = [way.detach()[:, :, 1:] for way in ways]
 
@@ -177,23 +216,25 @@ def test_it_is_used_for_dropout_and_in_half_precision_where_it_is_faster(monkeyp
     assert _attention.stepwise(q, k, 0.1)
     assert not _attention.stepwise(q, k, 0.0)
     for quicker in (True, False):
-        monkeypatch.setattr(_attention, "faster", lambda quicker=quicker: quicker)
+        monkeypatch.setattr(_attention, "faster", lambda learning, quicker=quicker: learning is quicker)
         assert _attention.stepwise(half, half, 0.0) is quicker
         assert _attention.stepwise(half, half, 0.1)
-    monkeypatch.setattr(_attention, "faster", lambda: True)
+        with torch.no_grad():
+            assert _attention.stepwise(half, half, 0.0) is not quicker
+    monkeypatch.setattr(_attention, "faster", lambda learning: True)
     long = torch.zeros(1, 1, _attention.LONGEST + 1, 8, dtype=torch.bfloat16)
     assert not _attention.stepwise(long, long, 0.0)
     assert _attention.stepwise(half, half, 0.0)
-    with torch.no_grad():
-        assert not _attention.stepwise(half, half, 0.0)
 
 
-def test_trying_leaves_random_numbers_and_grad_mode_alone() -> None:
+@pytest.mark.parametrize("learning", [True, False])
+def test_trying_leaves_random_numbers_and_grad_mode_alone(learning: bool) -> None:
     _attention.faster.cache_clear()
     torch.manual_seed(0)
     before = torch.get_rng_state()
     with torch.inference_mode():
-        assert _attention.faster() in (True, False)
+        assert _attention.faster(learning) in (True, False)
+        assert torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
     assert torch.equal(torch.get_rng_state(), before)
 
 

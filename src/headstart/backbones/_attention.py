@@ -1,13 +1,13 @@
 """Attention on a processor, for networks of transformers: step by step where torch's own kernel is slow.
 
 That kernel takes no dropout on a processor, so torch goes step by step then, drawing more than is needed; and in half
-precision its backward pass was seen to take five times as long on rows of some dozens of tokens. Where nothing is
-dropped the two differ by rounding, and which is faster is measured. Answers are left to the kernel: step by step they
-were a tenth faster at most, and the library for products keeps memory for each shape of batch.
+precision, on rows of some dozens of tokens, it was seen to take twice as long forward and six times with its backward
+pass. Where nothing is dropped the two differ by rounding, and which is faster is measured.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from headstart import dropping
 
@@ -27,14 +26,19 @@ NAME = "headstart"
 HALVES = (torch.float16, torch.bfloat16)
 """Types in which a GPU has a kernel for rows of any length, and a processor a slow one."""
 
-LONGEST = 512
+LONGEST = 256
 """Tokens up to which it is made step by step without dropout: the kernel looks at blocks inside a row."""
 
-AT_ONCE = 2**20
-"""Weights that are made at a time without dropout, about what caches hold; a row's at least."""
+AT_ONCE = 2**17
+"""Weights that are made at a time, a row's at least: what they pass through stays in a core's own cache. With 2^20 both
+passes were seen to take up to 2.5 times as long."""
 
 LANES = 16
 """Numbers of float32 that a processor takes at a time; torch's softmax goes over shorter rows one by one."""
+
+KEPT = 2**22
+"""Weights up to which they are kept for the backward pass (6 to 8 bytes each). More are made again, which takes up to
+1.8 times as long, and two thirds where memory is given back and taken anew."""
 
 TRIED = (16, 8, 32, 32)
 """Rows, heads, tokens and numbers a head of what is timed: those of a batch of short texts."""
@@ -90,8 +94,7 @@ def stepwise(query: Tensor, key: Tensor, dropout: float) -> bool:
     if dropout:
         return True
     short = max(query.shape[2], key.shape[2]) <= LONGEST
-    trained = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    return trained and short and query.dtype in HALVES and faster()
+    return short and query.dtype in HALVES and not torch.compiler.is_compiling() and faster(torch.is_grad_enabled())
 
 
 def attended(
@@ -108,19 +111,25 @@ def attended(
     if mask is not None:
         mask = mask[:, :, :1] if mask.stride(2) == 0 else mask  # one for all queries
         # A row that may attend to nothing gets the mean of all instead of nan.
-        bias = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, torch.finfo(query.dtype).min)
+        bias = torch.zeros_like(mask, dtype=torch.float32).masked_fill_(~mask, torch.finfo(torch.float32).min)
     with torch.autocast("cpu", enabled=False):
-        if dropout:
-            weights = _weights(query, key, bias, scale)
-            return dropping.dropped(weights.to(value.dtype), dropout) @ value
-        made: Tensor = _InParts.apply(query, key, value, bias, scale)
+        shape = (*query.shape[:3], key.shape[2])
+        few = torch.is_grad_enabled() and math.prod(shape) <= KEPT
+        if few or torch.compiler.is_compiling() or (dropout and not dropping.light(value, dropout)):
+            weights = _weights(query, key, bias, scale).to(value.dtype)
+            return (dropping.dropped(weights, dropout) if dropout else weights) @ value.contiguous()
+        kept = dropping.kept(shape, dropout) if dropout else None
+        made: Tensor = _InParts.apply(query, key, value, bias, scale, kept, dropout)
         return made
 
 
 def _weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """(N,heads,T,T) float32. In half types a softmax was seen to take twice as long."""
-    scores = (query * scale) @ key.transpose(-1, -2)
-    scores = (scores if bias is None else scores.add_(bias)).float()
+    """(N,heads,T,T) float32. In half types a softmax was seen to take twice as long, and adding a mask 25 times.
+
+    Products of heads that do not lie together were seen to take twice as long.
+    """
+    scores = ((query * scale) @ key.contiguous().transpose(-1, -2)).float()
+    scores = scores if bias is None else scores.add_(bias)
     if scores.shape[-1] >= LANES:
         return scores.softmax(-1)
     powers = (scores - scores.detach().amax(-1, keepdim=True)).exp()
@@ -128,34 +137,51 @@ def _weights(query: Tensor, key: Tensor, bias: Tensor | None, scale: float) -> T
 
 
 class _InParts(torch.autograd.Function):
-    """Attention without dropout, some rows at a time, whose weights are not kept but made again in the backward pass.
+    """Attention some rows at a time, whose weights are not kept but made again in the backward pass.
 
     Source: Dao et al. 2022 (FlashAttention), appendix B.2, for the gradients, here without blocks inside a row.
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-        ctx.save_for_backward(query, key, value, bias)
-        ctx.scale = scale
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        bias: Tensor | None,
+        scale: float,
+        kept: Tensor | None,
+        rate: float,
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, bias, kept)
+        ctx.scale, ctx.rate = scale, rate
         made = _like(query)
         for part in _parts(query, key):
-            weights = _weights(query[part], key[part], _of(bias, part), scale)
-            made[part] = weights.to(value.dtype) @ value[part]
+            weights = _weights(query[part], key[part], _of(bias, part), scale).to(value.dtype)
+            made[part] = _left(weights, _of(kept, part), rate) @ value[part].contiguous()
         return made
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, slope: Tensor) -> Any:
-        query, key, value, bias = ctx.saved_tensors
+    def backward(ctx: Any, *slopes: Any) -> Any:
+        (slope,), (query, key, value, bias, kept) = slopes, ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of gradients are wanted
+            weights = _left(_weights(query, key, bias, ctx.scale).to(value.dtype), kept, ctx.rate)
+            return *torch.autograd.grad(weights @ value, (query, key, value), slope, create_graph=True), *[None] * 4
         made = [_like(part) for part in (query, key, value)]
         for part in _parts(query, key):
-            weights = _weights(query[part], key[part], _of(bias, part), ctx.scale)
-            made[2][part] = weights.to(slope.dtype).transpose(-1, -2) @ slope[part]
-            slopes = (slope[part] @ value[part].transpose(-1, -2)).float()
-            slopes = torch._softmax_backward_data(slopes, weights, -1, torch.float32).mul_(ctx.scale).to(slope.dtype)
-            made[0][part] = slopes @ key[part]
-            made[1][part] = slopes.transpose(-1, -2) @ query[part]
-        return *made, None, None
+            q, k, v, above = (states[part].contiguous() for states in (query, key, value, slope))
+            weights, drops = _weights(q, k, _of(bias, part), ctx.scale), _of(kept, part)
+            made[2][part] = _left(weights.to(slope.dtype), drops, ctx.rate).transpose(-1, -2) @ above
+            onto = _left(above @ v.transpose(-1, -2), drops, ctx.rate).float()
+            onto = torch._softmax_backward_data(onto, weights, -1, torch.float32).mul_(ctx.scale).to(slope.dtype)
+            made[0][part] = onto @ k
+            made[1][part] = onto.transpose(-1, -2) @ q
+        return *made, *[None] * 4
+
+
+def _left(weights: Tensor, kept: Tensor | None, rate: float) -> Tensor:
+    """What dropout leaves of them."""
+    return weights if kept is None else dropping.keeping(weights, kept, rate)
 
 
 def _like(states: Tensor) -> Tensor:
@@ -168,23 +194,24 @@ def _parts(query: Tensor, key: Tensor) -> Iterator[slice]:
     return (slice(start, start + size) for start in range(0, len(query), size))
 
 
-def _of(bias: Tensor | None, part: slice) -> Tensor | None:
-    return bias if bias is None or len(bias) == 1 else bias[part]
+def _of(tensor: Tensor | None, part: slice) -> Tensor | None:
+    return tensor if tensor is None or len(tensor) == 1 else tensor[part]
 
 
 @cache
-def faster() -> bool:
-    """Whether it is, in bf16 without dropout, on this processor: both passes."""
+def faster(learning: bool) -> bool:
+    """Whether it is, in bf16 without dropout, on this processor: both passes where it is learning."""
     kernel = nn.functional.scaled_dot_product_attention
-    with torch.inference_mode(False), torch.enable_grad():
-        q, k, v = (torch.ones(TRIED, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
+    with torch.inference_mode(False), torch.set_grad_enabled(learning):
+        q, k, v = (torch.ones(TRIED, dtype=torch.bfloat16, requires_grad=learning) for _ in range(3))
         gains = []
         for _ in range(PAIRS + 1):
             spent = []
             for own in (False, True):
                 started = time.process_time()
                 made = attended(q, k, v, None, 0.0, None) if own else kernel(q, k, v)
-                torch.autograd.grad(made.sum(), (q, k, v))
+                if learning:
+                    torch.autograd.grad(made.sum(), (q, k, v))
                 spent.append(time.process_time() - started)
             gains.append(spent[0] / spent[1])
     return median(gains[1:]) >= FASTER  # the first warms up

@@ -101,36 +101,25 @@ def _in_turn(rows: np.ndarray, count: int, seed: tuple[int, int], epoch: int) ->
     return drawn[start - first * len(rows) :][:count]
 
 
-def by_budget(lengths: np.ndarray, most: int, *, least: int | None = None) -> list[np.ndarray]:
+def by_budget(lengths: np.ndarray, most: int) -> list[np.ndarray]:
     """Row numbers in batches for inference, longest rows first, every row once: memory shows its peak at once.
 
     lengths: (N,), what each row costs, counted as 1 or more. A batch costs its rows times the longest of them, at most
-    `most`; only a row that costs more by itself makes a batch that does. A batch that already costs `least` (an eighth
-    of `most` when left out) ends where rows become shorter, so that most batches hold one length and no padding.
+    `most`; only a row that costs more by itself makes a batch that does. Every batch is as full as can be: a little
+    padding costs less than more shapes of batches, for which libraries make kernels and keep memory.
 
     Put results back with the row numbers: `out[batch] = result`. Raises ValueError for a budget below 1.
     """
     if most < 1:
         raise ValueError(f"expected a budget of at least 1, received {most}")
-    least = max(1, most // 8) if least is None else least
     costs = np.maximum(np.asarray(lengths, np.int64), 1)
     order = np.argsort(-costs, kind="stable")
-    costs = costs[order]
-    # The places where a length ends: the only ones besides a full batch where a cut can be.
-    ends = np.append(np.flatnonzero(np.diff(costs)) + 1, len(costs)) if len(costs) else costs
     batches: list[np.ndarray] = []
     start = 0
-    for end in ends.tolist():
-        room = max(1, most // int(costs[start]))
-        while end - start > room:
-            batches.append(order[start : start + room])
-            start += room
-            room = max(1, most // int(costs[start]))
-        if end > start and (end - start) * int(costs[start]) >= least:
-            batches.append(order[start:end])
-            start = end
-    if start < len(order):
-        batches.append(order[start:])
+    while start < len(order):
+        room = max(1, most // int(costs[order[start]]))
+        batches.append(order[start : start + room])
+        start += room
     return batches
 
 

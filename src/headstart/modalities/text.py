@@ -17,10 +17,9 @@ from headstart.protocols import Backbone, Modality, Prepared
 CHUNK = 1024
 """Rows that are tokenised at a time: enough for the tokenizer's threads, little enough for memory."""
 
-BUDGET = 2048
-"""Tokens of a batch at inference, padding included. On a CPU 1,024 to 8,192 were equally fast; fewer leave less memory
+BUDGET = 1024
+"""Tokens of a batch at inference on a CPU, padding included. 1,024 to 8,192 were equally fast; fewer leave less memory
 behind."""
-
 
 GPU_MULTIPLE = 8
 """On a GPU a length is rounded up to this, which its matrix units want, and which makes for fewer shapes."""

@@ -1,0 +1,56 @@
+"""Freed memory: kept by the command line's process, and left alone where the environment has said."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from headstart import cli, heap
+
+FREED = """
+import ctypes, sys
+from headstart import heap
+
+if sys.argv[1] == "held":
+    assert heap.hold()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+pages = lambda: int(open("/proc/self/statm").read().split()[1])
+block = libc.malloc(20 * 2**20)
+ctypes.memset(block, 1, 20 * 2**20)
+before = pages()
+libc.free(block)
+print((before - pages()) * 4096 // 2**20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is told")
+@pytest.mark.parametrize(("how", "given_back"), [("held", False), ("usual", True)])
+def test_freed_memory_stays_with_the_process(how: str, given_back: bool) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(heap.SAID)}
+    done = subprocess.run([sys.executable, "-c", FREED, how], env=clean, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert (int(done.stdout) > 10) is given_back
+
+
+@pytest.mark.parametrize("name", ["MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD"])
+def test_what_the_environment_says_goes_before(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", {name: "1"})
+    assert not heap.hold()
+
+
+def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert not heap.hold()
+
+
+def test_the_command_line_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[bool] = []
+    monkeypatch.setattr(heap, "hold", lambda: held.append(True))
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert held == [True]
