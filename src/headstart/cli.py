@@ -357,7 +357,7 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
-    heap.hold()
+    heap.settle()
     sys.exit(run(arguments))
 
 

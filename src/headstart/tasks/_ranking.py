@@ -41,15 +41,22 @@ def areas(counts: np.ndarray, ranking: Ranking, positive: np.ndarray) -> tuple[n
     The first is the chance that a positive row scores above a negative one, ties counting half; the second the mean,
     over positive rows, of the precision among the rows that score at least as high.
     """
+    rows = ranking.order[positive[ranking.order]]
+    groups, starts = np.unique(ranking.group[rows], return_index=True)
+    if not len(rows):
+        return np.full(len(counts), np.nan), np.full(len(counts), np.nan)
+    # All that is asked for is asked where there are positives, which of many classes are few of the rows.
     every = ranking.sums(counts)
-    positives = ranking.sums(counts, positive)
-    negatives = every - positives
-    total, rest = positives.sum(1), negatives.sum(1)
-    below = np.cumsum(negatives, axis=1) - negatives
-    at_least = np.cumsum(every[:, ::-1], axis=1)[:, ::-1]
-    hits = np.cumsum(positives[:, ::-1], axis=1)[:, ::-1]
+    so_far = np.cumsum(every, axis=1)
+    every, up_to = every[:, groups], so_far[:, groups]
+    positives = np.add.reduceat(counts[:, rows].astype(np.float64), starts, axis=1)
+    hit = np.cumsum(positives, axis=1)
+    total, rest = hit[:, -1], so_far[:, -1] - hit[:, -1]
+    below = (up_to - every) - (hit - positives)
+    at_least = so_far[:, -1:] - up_to + every
+    hits = total[:, None] - hit + positives
     with np.errstate(divide="ignore", invalid="ignore"):
-        roc = (positives * (below + negatives / 2)).sum(1) / (total * rest)
+        roc = (positives * (below + (every - positives) / 2)).sum(1) / (total * rest)
         precision = np.where(at_least > 0, hits / np.where(at_least > 0, at_least, 1.0), 0.0)
         average = (positives * precision).sum(1) / total
     defined = (total > 0) & (rest > 0)
