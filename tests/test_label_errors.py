@@ -42,7 +42,8 @@ def test_out_of_fold_answers_come_from_heads_that_have_not_seen_the_row() -> Non
                 slow[row] = weight @ x[row] + bias
         losses.append((float(task().loss(slow, targets).mean()), slow))
     best = next(i for i in range(len(losses)) if i + 1 == len(losses) or losses[i + 1][0] >= losses[i][0])
-    torch.testing.assert_close(found, losses[best][1].float())
+    # Solved on from the strength before, and from zero.
+    torch.testing.assert_close(found, losses[best][1].float(), rtol=5e-3, atol=5e-4)
 
 
 def test_wrong_labels_are_listed_with_what_they_should_be() -> None:

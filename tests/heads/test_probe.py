@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression, Ridge
+from torch import Tensor
 
 from headstart import tasks
 from headstart.heads import probe
@@ -66,6 +67,27 @@ def test_folds_hold_every_row_out_once_and_spread_classes() -> None:
     assert all(int((targets[rows] == 1).sum()) == 1 for rows in held)
 
 
+@pytest.mark.parametrize("few", [0, 2**13])
+def test_strengths_one_after_the_other_end_where_each_alone_does(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where less of the curvature is remembered."""
+    monkeypatch.setattr(probe, "FEW_NUMBERS", few)
+    x, y = problem(rows=60)
+    task, targets = tasks.fit("classification", [str(value) for value in range(4)]), torch.from_numpy(y)
+    whole = torch.from_numpy(x).double()
+    spread = (whole - whole.mean(0)).square().mean(0).sqrt() * whole.shape[1] ** 0.5
+
+    def objective(c: float, weight: Tensor, bias: Tensor) -> float:
+        loss = task.loss(whole @ weight.T + bias, targets).mean()
+        return float(loss + (weight * spread).square().sum() / (2 * c * len(x)))
+
+    path = list(probe._path(whole, targets, task))
+    assert len(path) == len(probe.STRENGTHS)
+    for c, (weight, bias) in zip(probe.STRENGTHS, path, strict=True):
+        alone = objective(c, *probe.solve(whole, targets, task, c))
+        assert objective(c, weight, bias) == pytest.approx(alone, rel=1e-5)
+        assert objective(c, weight * 1.01, bias) > alone
+
+
 def test_extra_rows_are_always_fitted_and_never_held_out() -> None:
     x, y = problem(rows=40)
     task = tasks.fit("classification", [str(value) for value in range(4)])
@@ -79,7 +101,8 @@ def test_extra_rows_are_always_fitted_and_never_held_out() -> None:
         rows = np.concatenate([x[fitted], more])
         weight, bias = probe.solve(torch.from_numpy(rows).double(), torch.cat([targets[fitted], of]), task, found.c)
         expected[held] = torch.from_numpy(x[held]).double() @ weight.T + bias
-    assert torch.allclose(found.held_out, expected.float(), atol=1e-4)
+    # One was solved on from the strength before, the other from zero: both to the tolerance of the solver.
+    assert torch.allclose(found.held_out, expected.float(), atol=5e-3)
     weight, _ = probe.solve(
         torch.from_numpy(np.concatenate([x, more])).double(), torch.cat([targets, of]), task, found.c
     )

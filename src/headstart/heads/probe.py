@@ -6,9 +6,9 @@ The objective is the task's own loss, so one solver serves classes, several labe
 
 Features are standardised one by one and scaled to a mean square norm of 1, which is folded back into W and b: the
 problem is well conditioned, and one grid of strengths serves every backbone. C = 1 / (n * l2) is the inverse strength
-of scikit-learn's LogisticRegression. Solved by L-BFGS (Liu & Nocedal 1989), full batch, float64. Large problems are
-tried in float32, each strength for some steps from where the one before ended, which is near enough to choose by; the
-chosen one is then solved on in float64.
+of scikit-learn's LogisticRegression. Solved by L-BFGS (Liu & Nocedal 1989), full batch, float64, each strength from
+where the one before ended. Large problems are tried in float32, each strength for some steps, which is near enough to
+choose by; the chosen one is then solved on in float64.
 """
 
 from __future__ import annotations
@@ -33,14 +33,21 @@ FLAT = 0.1
 FOLDS = 5
 """Folds of the cross-validation that chooses C where no validation rows are given."""
 
-STEPS, STEPS_LARGE, STEPS_CROSSED = 70, 50, 40
-"""Steps of the solver that a strength takes, on the mean over strengths: 45 to 120 evaluations on all of Banking77, or
-`TRIED` and a share of the last solution, 60 evaluations in float64, which take twice as long; and 20 to 40 across folds
-of 32 to 770 texts of three sets."""
+STEPS, STEPS_LARGE, STEPS_LAST = 40, 24, 15
+"""Steps of the solver that a strength takes, on the mean over strengths, and its share of a last solution: 20 to 60
+evaluations on 150 to 4,500 texts in 5 or 77 classes, `TRIED` and some on a large problem, 60 to 150 for the last."""
 
 TRIED = 20
 """Steps of a strength that is tried on a large problem. On Banking77 accuracies are then within two rows of 1,003 of
 those at the solution, and the path takes a third of the time."""
+
+HISTORY, HISTORY_LARGE = 100, 30
+"""Steps that the solver knows the curvature from, and those in float32."""
+
+FEW_NUMBERS, ROWS_A_STEP = 2**13, 20
+"""Numbers that are solved for up to which all of that history is free. Going through one step of it took as long as an
+evaluation on a tenth of a row or so; of more numbers it has a step for so many rows, which was 1.5 to 2.5 times as fast
+on 120 to 360 rows of 77 classes."""
 
 TIMED_ROWS, TIMED_STEPS = 1024, 30
 """Rows and steps of a problem that is timed for an estimate."""
@@ -92,7 +99,7 @@ def fit(
         targets = torch.cat([targets, extra[1]])
     if validation is not None:
         held_x, held_y = torch.from_numpy(np.ascontiguousarray(validation[0])).double(), validation[1]
-        found = _path(x, targets, task)
+        found = list(_path(x, targets, task))
         answers = [held_x @ weight.T + bias for weight, bias in found]
         best, score = _choose(task, answers, held_y)
         weight, bias = found[best]
@@ -104,7 +111,7 @@ def fit(
         return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
     always = torch.arange(rows, len(x))
     parts = [(torch.cat([fitted, always]), held) for fitted, held in folds(targets[:rows], FOLDS, seed)]
-    answers = [_crossed(x, targets, task, c, parts)[:rows] for c in STRENGTHS]
+    answers = [answer[:rows] for answer in _crossed(x, targets, task, parts)]
     best, score = _choose(task, answers, targets[:rows])
     weight, bias = solve(x, targets, task, STRENGTHS[best])
     return Probe(weight.float(), bias.float(), STRENGTHS[best], score, answers[best].float())
@@ -140,14 +147,14 @@ def expected(width: int, targets: Tensor, task: Task, *, crossed: bool) -> float
         return 0.0
     rows = max(1, len(targets) * (FOLDS - 1) // FOLDS if crossed else len(targets))
     own = targets[: min(rows, TIMED_ROWS)]
-    large = not crossed and rows * width * task.outputs >= LARGE
+    large = rows * width * task.outputs >= LARGE
     x = torch.randn(len(own), width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     spent = 0.0
     for count in (1, TIMED_STEPS):  # the first warms up
         started = time.perf_counter()
         solve(x, own, task, 1.0, dtype=torch.float32 if large else torch.float64, steps=count)
         spent = time.perf_counter() - started
-    each = STEPS_CROSSED * FOLDS if crossed else STEPS_LARGE if large else STEPS
+    each = (STEPS_LARGE if large else STEPS) * (FOLDS if crossed else 1) + (STEPS_LAST if crossed or large else 0)
     return spent / TIMED_STEPS * rows / len(own) * each * len(STRENGTHS)
 
 
@@ -159,9 +166,14 @@ def out_of_fold(features: np.ndarray, targets: Tensor, task: Task, *, seed: int 
     """
     x = torch.from_numpy(np.ascontiguousarray(features)).double()
     parts = list(folds(targets, FOLDS, seed))
+    problems = [_Problem(x[fitted], targets[fitted], task, torch.float64) for fitted, _ in parts]
     best, lowest = torch.zeros(len(x), task.outputs, dtype=torch.float64), float("inf")
     for c in STRENGTHS:
-        answer = _crossed(x, targets, task, c, parts)
+        answer = torch.zeros_like(best)
+        for problem, (_, held) in zip(problems, parts, strict=True):
+            problem.solve(c)
+            weight, bias = problem.found()
+            answer[held] = x[held] @ weight.T + bias
         loss = float(task.loss(answer, targets).mean())
         if loss >= lowest:
             break
@@ -169,28 +181,30 @@ def out_of_fold(features: np.ndarray, targets: Tensor, task: Task, *, seed: int 
     return best.float()
 
 
-def _crossed(x: Tensor, targets: Tensor, task: Task, c: float, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Raw outputs of every row by the head of its fold, float64."""
-    answer = torch.zeros(len(x), task.outputs, dtype=torch.float64)
+def _crossed(x: Tensor, targets: Tensor, task: Task, parts: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """For each strength the raw outputs of every row by the head of its fold, float64."""
+    answers = [torch.zeros(len(x), task.outputs, dtype=torch.float64) for _ in STRENGTHS]
     for fitted, held in parts:
-        weight, bias = solve(x[fitted], targets[fitted], task, c)
-        answer[held] = x[held] @ weight.T + bias
-    return answer
+        for answer, (weight, bias) in zip(answers, _path(x[fitted], targets[fitted], task), strict=True):
+            answer[held] = x[held] @ weight.T + bias
+    return answers
+
+
+def _history(rows: int, numbers: int) -> int:
+    return HISTORY if numbers <= FEW_NUMBERS else min(HISTORY, max(8, rows // ROWS_A_STEP))
 
 
 def _large(x: Tensor, task: Task) -> bool:
     return x.numel() * task.outputs >= LARGE
 
 
-def _path(x: Tensor, targets: Tensor, task: Task) -> list[tuple[Tensor, Tensor]]:
-    """W and b for each strength, float64; of a large problem near enough to choose by."""
-    if not _large(x, task):
-        return [solve(x, targets, task, c) for c in STRENGTHS]
-    problem, found = _Problem(x, targets, task, torch.float32), []
+def _path(x: Tensor, targets: Tensor, task: Task) -> Iterator[tuple[Tensor, Tensor]]:
+    """W and b for one strength after the other, float64; of a large problem near enough to choose by."""
+    large = _large(x, task)
+    problem = _Problem(x, targets, task, torch.float32 if large else torch.float64)
     for c in STRENGTHS:
-        problem.solve(c, TRIED)
-        found.append(problem.found())
-    return found
+        problem.solve(c, TRIED if large else ITERATIONS)
+        yield problem.found()
 
 
 def solve(
@@ -234,14 +248,14 @@ class _Problem:
             [self.weight, self.bias],
             tolerance_grad=TOLERANCE,
             tolerance_change=1e-10 if exact else 1e-7,
-            history_size=100 if exact else 30,
+            history_size=_history(len(x), self.weight.numel()) if exact else HISTORY_LARGE,
             line_search_fn="strong_wolfe",
         )
         own = targets.to(dtype) if targets.is_floating_point() else targets
         z, size = ((x - self.mean) / self.scale).to(dtype), max(1, BLOCK // task.outputs)
         self.blocks = list(zip(z.split(size), own.split(size), strict=True))
 
-    def solve(self, c: float, steps: int) -> None:
+    def solve(self, c: float, steps: int = ITERATIONS) -> None:
         """Go on to the solution for this strength, at most so many steps.
 
         What the solver knows of the curvature stays: strengths change it by a multiple of one.
