@@ -2,11 +2,11 @@
 
 dropout     32 rows of 20 tokens, 384 numbers each, a rate of 0.1: forward and backward
 attention   32 rows of some tokens, 12 heads of 32 numbers, padded by two tokens: forward and backward,
-            torch's kernel and `backbones._attention.attended`
+            torch's kernel and `backbones._attention.attended`; "answers": forward alone, 1,024 tokens in all
 table       30,522 rows of 384 numbers, 400 tokens of 300 kinds looked up: forward, backward, norm, AdamW of all
             rows and of those that were ever read (3,000 of them)
 
-Both sides turn about, one thread; the ratio is the median of the pairs in CPU seconds, torch's over Headstart's. Each
+Freed memory stays with the process (`headstart.heap`), on both sides. Both turn about, one thread; the ratio is the median of the pairs in CPU seconds, torch's over Headstart's. Each
 piece is one JSON line.
 
     python benchmarks/speed/pieces.py --pairs 40
@@ -50,19 +50,22 @@ def dropout(kind: torch.dtype) -> tuple[Work, Work]:
     return lambda: both(nn.functional.dropout), lambda: both(dropping.dropped)
 
 
-def attention(kind: torch.dtype, tokens: int, rate: float) -> tuple[Work, Work]:
-    """torch's kernel and steps, over states that lie as a layer leaves them."""
+def attention(kind: torch.dtype, tokens: int, rate: float, learns: bool) -> tuple[Work, Work]:
+    """torch's kernel and steps, over states that lie as a layer leaves them; without learning, forward alone."""
     from headstart.backbones._attention import attended
 
-    states = [torch.randn(32, tokens, 384).to(kind).requires_grad_() for _ in range(3)]
-    mask = (torch.arange(tokens) < torch.tensor([[tokens]] * 16 + [[tokens - 2]] * 16))[:, None, None]
-    mask = mask.expand(32, 1, tokens, tokens)
+    rows = 32 if learns else 1024 // tokens
+    states = [torch.randn(rows, tokens, 384).to(kind).requires_grad_(learns) for _ in range(3)]
+    ends = torch.full((rows, 1), tokens) - 2 * (torch.arange(rows) % 2)[:, None]
+    mask = (torch.arange(tokens) < ends)[:, None, None].expand(rows, 1, tokens, tokens)
     slope = torch.ones_like(states[0])
 
     def both(make: Callable[..., Tensor]) -> None:
-        parts = [state.view(32, tokens, 12, 32).transpose(1, 2) for state in states]
-        made = make(*parts).transpose(1, 2).reshape(32, tokens, 384)
-        torch.autograd.grad(made, states, slope)
+        with torch.inference_mode(not learns):
+            parts = [state.view(rows, tokens, 12, 32).transpose(1, 2) for state in states]
+            made = make(*parts).transpose(1, 2).reshape(rows, tokens, 384)
+        if learns:
+            torch.autograd.grad(made, states, slope)
 
     kernel = nn.functional.scaled_dot_product_attention
     return lambda: both(lambda q, k, v: kernel(q, k, v, mask, rate)), lambda: both(
@@ -108,10 +111,9 @@ def pieces() -> Iterator[tuple[str, str, tuple[Work, Work]]]:
     for kind, made in KINDS.items():
         yield "dropout", kind, dropout(made)
     for kind, made in KINDS.items():
-        for rate in (0.0, 0.1):
+        for how, rate, learns in (("", 0.0, True), (", dropout", 0.1, True), (", answers", 0.0, False)):
             for tokens in (12, 20, 48, 128):
-                name = f"attention, {tokens} tokens" + (", dropout" if rate else "")
-                yield name, kind, attention(made, tokens, rate)
+                yield f"attention, {tokens} tokens{how}", kind, attention(made, tokens, rate, learns)
     yield "table", "fp32", table()
 
 
@@ -119,6 +121,9 @@ def compare(pairs: int) -> None:
     """Time all pieces."""
     from timing import halves
 
+    from headstart import heap
+
+    heap.settle()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     for name, kind, sides in pieces():
