@@ -6,8 +6,8 @@ attention   32 rows of some tokens, 12 heads of 32 numbers, padded by two tokens
 table       30,522 rows of 384 numbers, 400 tokens of 300 kinds looked up: forward, backward, norm, AdamW of all
             rows and of those that were ever read (3,000 of them)
 
-Freed memory stays with the process (`headstart.heap`), on both sides. Both turn about, one thread; the ratio is the median of the pairs in CPU seconds, torch's over Headstart's. Each
-piece is one JSON line.
+Freed memory stays with the process (`headstart.heap`), for both sides. They turn about, one thread; the ratio is the
+median of the pairs in CPU seconds, torch's over Headstart's. Each piece is one JSON line.
 
     python benchmarks/speed/pieces.py --pairs 40
     python benchmarks/speed/pieces.py --table
