@@ -28,7 +28,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 OUT = HERE / "plan.jsonl"
-CPU = "import time; time.perf_counter = time.monotonic = time.process_time; from headstart.cli import app; app()"
+CPU = "import time; time.perf_counter = time.monotonic = time.process_time; from headstart.cli import main; main()"
 """`headstart` on the clock of its own processor time."""
 
 KEEP = ["--set", "training.running_stats=keep"]
