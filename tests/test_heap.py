@@ -49,10 +49,15 @@ def test_other_systems_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not heap.hold()
 
 
-def test_the_command_line_settles_both(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("arguments", "settles"), [(["--version"], True), (["serve", "--help"], False)])
+def test_the_command_line_settles_both_but_for_a_server(
+    arguments: list[str], settles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[object] = []
     monkeypatch.setattr(heap, "hold", lambda: said.append("held"))
     monkeypatch.setattr(gc, "set_threshold", lambda *rounds: said.append(rounds))
-    with pytest.raises(SystemExit):
-        cli.main(["--version"])
-    assert said == [heap.ROUNDS, "held"]
+    for own in (arguments, None):
+        monkeypatch.setattr(sys, "argv", ["headstart", *arguments])
+        with pytest.raises(SystemExit):
+            cli.main(own)
+    assert said == [heap.ROUNDS, "held"] * 2 * settles
