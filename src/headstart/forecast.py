@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from headstart import planning
 from headstart.parts import cuts
 from headstart.running import set_modes
-from headstart.spec import StageSpec
+from headstart.spec import StageSpec, TrainingSpec
 from headstart.stages import PROBE_ROWS, Stages
 from headstart.steps import costing
 from headstart.steps.precision import Precision
@@ -43,7 +44,8 @@ def describe(stages: Stages, asked: tuple[StageSpec, ...], *, timed: bool) -> li
         start = 0.0
         if costs and fresh:
             rows = train_rows, stages.validation
-            start = costing.head(stages.model.backbone.width, *rows, stages.task, training, costs, PROBE_ROWS)
+            answer = functools.partial(_answer, stages, training, costs, chosen)
+            start = costing.head(stages.model.backbone.width, *rows, stages.task, training, answer, PROBE_ROWS)
         fresh = False
         described = planning.describe_stage(
             stage.name, methods, training, precision=chosen, costs=costs, start=start,
@@ -58,3 +60,11 @@ def describe(stages: Stages, asked: tuple[StageSpec, ...], *, timed: bool) -> li
             stages.settled[stage.name] = dataclasses.replace(settled, seconds=described.seconds)
         found.append(described)
     return found
+
+
+def _answer(stages: Stages, training: TrainingSpec, costs: costing.Costs, chosen: Precision) -> float:
+    """Seconds of a row's frozen features, which run in bf16 where answers do, though steps may be faster in fp32."""
+    answered = stages.answers(stages.train_rows).name
+    if chosen.name != "fp32" or answered == "fp32":
+        return costs.answer
+    return costing.measure(stages.model, stages.train_rows, training, precision=answered, backward=False).answer

@@ -212,14 +212,21 @@ def _wait(device: torch.device) -> None:
 
 
 def head(
-    width: int, rows: Encoded, validation: Encoded | None, task: Task, training: TrainingSpec, costs: Costs, most: int
+    width: int,
+    rows: Encoded,
+    validation: Encoded | None,
+    task: Task,
+    training: TrainingSpec,
+    answer: Callable[[], float],
+    most: int,
 ) -> float:
     """Seconds that a fresh head's start on frozen features, (rows,width), is going to take, on at most `most` rows.
 
-    The pass over the rows is in it, but for an exact probe, whose own time that is.
+    The pass over the rows is in it, but for an exact probe, whose own time that is. answer: seconds of a row in it,
+    asked for only where there is one.
     """
     targets, exact = rows.targets, training.optimizer == "lbfgs"
     if targets is None or not (exact or training.head == "probe"):
         return 0.0
     solving = probe.expected(width, targets if exact else targets[:most], task, crossed=validation is None)
-    return solving + (0.0 if exact else costs.answer * (len(rows) + len(validation or ())))
+    return solving + (0.0 if exact else answer() * (len(rows) + len(validation or ())))
