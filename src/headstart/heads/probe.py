@@ -166,13 +166,13 @@ def out_of_fold(features: np.ndarray, targets: Tensor, task: Task, *, seed: int 
     """
     x = torch.from_numpy(np.ascontiguousarray(features)).double()
     parts = list(folds(targets, FOLDS, seed))
-    problems = [_Problem(x[fitted], targets[fitted], task, torch.float64) for fitted, _ in parts]
+    heads: list[tuple[Tensor, Tensor] | None] = [None] * len(parts)
     best, lowest = torch.zeros(len(x), task.outputs, dtype=torch.float64), float("inf")
     for c in STRENGTHS:
         answer = torch.zeros_like(best)
-        for problem, (_, held) in zip(problems, parts, strict=True):
-            problem.solve(c)
-            weight, bias = problem.found()
+        for place, (fitted, held) in enumerate(parts):
+            # Only heads are kept between strengths: rows and solvers of all folds at once are several times as large.
+            weight, bias = heads[place] = solve(x[fitted], targets[fitted], task, c, start=heads[place])
             answer[held] = x[held] @ weight.T + bias
         loss = float(task.loss(answer, targets).mean())
         if loss >= lowest:
@@ -255,7 +255,7 @@ class _Problem:
         z, size = ((x - self.mean) / self.scale).to(dtype), max(1, BLOCK // task.outputs)
         self.blocks = list(zip(z.split(size), own.split(size), strict=True))
 
-    def solve(self, c: float, steps: int = ITERATIONS) -> None:
+    def solve(self, c: float, steps: int) -> None:
         """Go on to the solution for this strength, at most so many steps.
 
         What the solver knows of the curvature stays: strengths change it by a multiple of one.
