@@ -122,27 +122,35 @@ def test_a_bottom_that_is_computed_once_takes_its_time_once() -> None:
         "top", {}, TrainingSpec(), rows=100, epochs=3, rate=1e-3, trainable=10, total=50, precision=Precision(),
         costs=costs, validated=20,
     )  # fmt: skip
-    # Once for each row, three times the rest of a step; answers to validation rows are nothing but the bottom here.
-    assert found.seconds == pytest.approx(100 * 0.1 + 3 * 100 * 0.2 + 20 * 0.1)
+    # Once for each row, beside the steps and the answers, which start from it.
+    assert found.seconds == pytest.approx((100 + 20) * 0.1 + 3 * (100 * 0.3 + 20 * 0.1) + 20 * 0.1)
 
 
-def test_the_bottom_is_timed_on_rows_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop, seen = make_loop([], "text"), []
+def test_the_bottom_is_timed_as_answers_are_and_steps_start_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes a second a row here, and the passes above it none of that."""
+    loop, seen, passed, now = make_loop([], "text"), [], [], [0.0]
 
-    def bottom(batch: Batch) -> torch.Tensor:
+    def bottom(batch: Batch) -> Batch:
         assert not torch.is_grad_enabled()
         seen.append(len(batch))
-        return torch.zeros(())
+        now[0] += len(batch)
+        return batch.replace(origin=batch.origin + 7)
 
-    clock = iter(range(1000))
-    monkeypatch.setattr(costing, "once", lambda *_, **more: (1.0, 2.0, 0))
-    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    forward = loop.model.forward
+
+    def passing(batch: Batch) -> object:
+        passed.append(bool((batch.origin == 7).all()))
+        return forward(batch)
+
+    monkeypatch.setattr(loop.model, "forward", passing)
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(costing, "TIMED_ROWS", 2)
     costs = costing.measure(
         loop.model, loop.train_rows, loop.training, precision="fp32", backward=True, bottom=bottom
     )  # fmt: skip
-    batches = len(loop.train_rows.plan(loop.training, 0))
-    assert 0 < len(seen) <= costing.TIMED
-    assert costs.bottom == pytest.approx(batches / len(loop.train_rows), rel=0.3)
+    assert costs.bottom == pytest.approx(1.0) and costs.step == costs.answer == 0
+    assert passed and all(passed)
+    assert {2, loop.training.batch_size} == set(seen)
 
 
 @pytest.mark.parametrize(

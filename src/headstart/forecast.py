@@ -66,5 +66,5 @@ def _answer(stages: Stages, training: TrainingSpec, costs: costing.Costs, chosen
     """Seconds of a row's frozen features, which run in bf16 where answers do, though steps may be faster in fp32."""
     answered = stages.answers(stages.train_rows).name
     if chosen.name != "fp32" or answered == "fp32":
-        return costs.answer
+        return costs.bottom + costs.answer
     return costing.measure(stages.model, stages.train_rows, training, precision=answered, backward=False).answer

@@ -244,8 +244,7 @@ def describe_stage(
         if not exact:
             seconds = epochs * epoch_seconds(costs, rows, validated, passes) + steps * costs.update
             seconds += costs.answer * validated  # of the weights that are kept
-            # What is computed once takes its time once, not in each epoch and when the kept weights are scored.
-            seconds -= costs.bottom * ((epochs - versions) * rows + epochs * validated)
+            seconds += costs.bottom * (versions * rows + validated)
         seconds += costs.first * (rows + validated) + start
     return StagePlan(
         name=name,

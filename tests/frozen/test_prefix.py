@@ -426,7 +426,7 @@ def test_views_cannot_be_kept_below_a_method_that_changes_batches(hub: Callable[
     assert any("'mixup' changes batches" in line for line in result.bottom)
 
 
-def foreseen(loop: Loop, epochs: int = 2) -> Callable[[Batch], Tensor] | None:
+def foreseen(loop: Loop, epochs: int = 2) -> Callable[[Batch], Batch] | None:
     """What a plan expects of the run, before it is begun."""
     prefix = Prefix(loop.hooks, loop.train_rows, loop.validation, loop.training.cache)
     model = prefix.adapt(copy.deepcopy(loop.model))
@@ -452,10 +452,15 @@ def foreseen(loop: Loop, epochs: int = 2) -> Callable[[Batch], Tensor] | None:
     ],
 )
 def test_what_is_foreseen_is_what_is_kept(method: Method, setting: str) -> None:
-    bottom = foreseen(tiny(method)(setting))
+    loop = tiny(method)(setting)
+    bottom = foreseen(loop)
     assert (bottom is not None) == bool(once(losses_of(tiny(method)(setting))[0]))
     if bottom is not None:
-        assert len(bottom(tiny(method)(setting).train_rows.batch([0, 1, 2]))) == 3
+        loop.model.eval()
+        batch = loop.train_rows.batch([0, 1, 2])
+        started = bottom(batch)
+        assert started.kept is not None and len(started.kept.states) == 3
+        torch.testing.assert_close(loop.model(started)[1], loop.model(batch)[1])
 
 
 def test_nothing_is_foreseen_without_room_or_epochs() -> None:

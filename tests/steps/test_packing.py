@@ -100,6 +100,37 @@ def test_the_network_sees_no_padding_and_tokens_come_back_in_their_places() -> N
     assert not tokens[~mask].any()
 
 
+@pytest.mark.parametrize(("lengths", "even", "computed"), [(LENGTHS, 8, 24), (LENGTHS, 7, 21), ((9, 8, 9), 16, 27)])
+def test_in_half_precision_a_processor_computes_numbers_of_tokens_that_come_again(
+    lengths: tuple[int, ...], even: int, computed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some padding is carried along, as far as there is any, and changes nothing: not what is dropped either."""
+    monkeypatch.setattr(_packing, "EVEN", even)
+    model, batch, sizes = make("bert").train(), batch_of(rows_of(lengths)), []
+    mask, block = batch.inputs["attention_mask"].bool(), model.backbone.network.encoder.layer[0]
+    inner = block.forward
+    block.forward = lambda x, *a, **k: (sizes.append(x.shape[1]), inner(x, *a, **k))[1]
+    found = []
+    for half in (False, True):
+        monkeypatch.setattr(_packing, "_in_half", lambda network, half=half: half)
+        torch.manual_seed(5)
+        with packing.within(model):
+            features = model.backbone(batch)
+            loss = features.tokens.square().sum() + features.pooled.sum()
+            found.append([features.tokens, *torch.autograd.grad(loss, list(model.backbone.parameters()))])
+    assert sizes == [sum(lengths), computed]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(other, one, rtol=1e-4, atol=1e-5)
+    assert not found[1][0][~mask].any()
+
+
+@pytest.mark.parametrize(("kind", "half"), [("fp32", False), ("bf16", True), ("bf16_weights", True)])
+def test_which_passes_run_in_half_precision(kind: str, half: bool) -> None:
+    model = make("bert")
+    with casting.running(model, kind):
+        assert _packing._in_half(model.backbone.network) is half
+
+
 def test_types_of_tokens_are_packed_too() -> None:
     model, batch = make("bert").eval(), batch_of(rows_of())
     kinds = batch.inputs["attention_mask"] * (torch.arange(9) > 1)

@@ -27,6 +27,10 @@ NAME = "headstart_packed"
 """Under which transformers knows the attention of packed rows."""
 
 
+EVEN = 32
+"""In half precision a processor's products of matrices have kernels made for each number of tokens, and keep them. So
+some padding is carried along to a multiple of this, and few numbers come again and again."""
+
 CURRENT = "_headstart_packed"
 """Where a network that packs holds the layout of the rows that are in it."""
 
@@ -40,8 +44,9 @@ class Current:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where tokens stand: `mask` (N,T) bool; `places`, the index of each real token among N*T; `starts` (N+1,), where
-    each row begins among the real tokens, and their number, int32.
+    """Where tokens stand: `mask` (N,T) bool; `places`, where those that are computed stand among N*T: real ones, and
+    padding that evens out their number; `starts` (N+1,), where each row begins among the real tokens, and their number,
+    int32.
     """
 
     mask: Tensor
@@ -50,11 +55,15 @@ class Layout:
     current: Current
 
     @classmethod
-    def of(cls, mask: Tensor, current: Current) -> Layout:
-        """From an attention mask (N,T)."""
+    def of(cls, mask: Tensor, current: Current, even: int = 1) -> Layout:
+        """From an attention mask (N,T). even: of which number the tokens are made a multiple, where padding is left."""
         real = mask.bool()
         starts = nn.functional.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
-        return cls(real, real.flatten().nonzero()[:, 0], starts, current)
+        computed = real.flatten()
+        if even > 1:
+            padding = (~computed).nonzero()[:, 0]
+            computed = computed.index_fill(0, padding[: -int(starts[-1]) % even], True)
+        return cls(real, computed.nonzero()[:, 0], starts, current)
 
     def spread(self, flat: Tensor) -> Tensor:
         """(total, ...) -> (N,T, ...), zero where there is padding."""
@@ -113,8 +122,9 @@ def can(network: Any) -> bool:
 
 def run(network: Any, inputs: Mapping[str, Tensor], offset: int) -> Tensor:
     """The last hidden states (N,T,V) of rows of tokens, zeros where there is padding. offset: the first position."""
-    current = network.__dict__[CURRENT]
-    layout = current.layout = Layout.of(inputs["attention_mask"], current)
+    current, mask = network.__dict__[CURRENT], inputs["attention_mask"]
+    even = EVEN if mask.device.type == "cpu" and _in_half(network) else 1
+    layout = current.layout = Layout.of(mask, current, even)
     row = torch.arange(layout.mask.shape[1], device=layout.mask.device) + offset
     given = {name: layout.gather(value)[None] for name, value in inputs.items() if name != "attention_mask"}
     given["position_ids"] = layout.gather(row.expand(layout.mask.shape))[None]
@@ -122,7 +132,12 @@ def run(network: Any, inputs: Mapping[str, Tensor], offset: int) -> Tensor:
         states: Tensor = network(**given, packed=layout).last_hidden_state
     finally:
         current.layout = None
-    return layout.spread(states[0])
+    found = states[0]
+    return layout.spread(found if even == 1 else found * layout.mask.flatten()[layout.places, None])
+
+
+def _in_half(network: nn.Module) -> bool:
+    return torch.is_autocast_enabled("cpu") or any(p.dtype in _attention.HALVES for p in network.parameters())
 
 
 def _register() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from headstart import inference
 from headstart.encoded import Encoded
@@ -31,7 +31,7 @@ from headstart.hooks import Hooks
 from headstart.protocols import Backbone, Method, overrides
 from headstart.spec.notation import parse_size
 from headstart.steps import casting
-from headstart.values import Batch
+from headstart.values import Batch, Kept
 
 ROOM = 4 * 10**9
 """Bytes that `training.cache = "auto"` takes at most; and never more than half of what is free."""
@@ -218,8 +218,9 @@ class Prefix:
         else:
             self._say(f"the frozen {bottom} is computed once and kept ({_written(size)})")
 
-    def foreseen(self, model: nn.Module, epochs: int) -> tuple[str, Callable[[Batch], Tensor]] | None:
-        """What a run of so many epochs would compute once: a sentence, and what makes it of a batch; None for nothing.
+    def foreseen(self, model: nn.Module, epochs: int) -> tuple[str, Callable[[Batch], Batch]] | None:
+        """What a run of so many epochs would compute once: a sentence, and what computes it for a batch, which then
+        starts from there; None for nothing.
 
         model: in the modes of training, with gradients for all that is ever going to learn; it is left as it was.
         """
@@ -230,12 +231,16 @@ class Prefix:
         blocks = len(model.backbone.blocks)  # type: ignore[union-attr, arg-type]
         block = None if boundary == blocks else boundary
         try:
-            self._tried(model, block)
+            trial = self._tried(model, block)[1][self.precision]
         except Unfit:
             return None
         views = f", for {count} views of each row" if (count := self.hooks.versions()) > 1 else ""
         said = f"the frozen {_named(boundary, blocks)} computed once{views}"
-        return said, lambda batch: reach(model, batch, block)
+
+        def bottom(batch: Batch) -> Batch:
+            return batch.replace(kept=Kept(reach(model, batch, block), block, trial.answers, trial.filled))
+
+        return said, bottom
 
     def state(self) -> dict[str, Any]:
         """What a resumed run needs to use kept rows in the very epochs in which the run alone does."""

@@ -41,7 +41,7 @@ TIMED_TOKENS = 1024
 class Costs:
     """What rows cost, measured. step: seconds a row, forward and backward; answer: forward alone. kept: bytes that the
     longest batch keeps between the two. first: seconds more that a row takes the first time, when it is read. update:
-    seconds of a step's update. bottom: of a row's step or answer, the seconds of what is computed once a run.
+    seconds of a step's update. bottom: seconds a row of what is computed once a run, which is not in the others.
     """
 
     step: float
@@ -60,15 +60,15 @@ def measure(
     precision: str,
     backward: bool,
     step: AbstractContextManager[Any] | None = None,
-    bottom: Callable[[Batch], Tensor] | None = None,
+    bottom: Callable[[Batch], Batch] | None = None,
     apart: bool = False,
 ) -> Costs:
     """What rows cost, from `TIMED` batches of the first epoch after one untimed batch; the model is left as it was.
 
     The batches stand for equally many others, from short to long, so padding and long rows count as often as they
     occur. Without `backward` they are those of inference. Steps draw dropout, and move no statistics of BatchNorm.
-    step: how steps are made. bottom: makes of a batch what the run computes once. apart: whether the run cuts its
-    steps into parts where that is faster.
+    step: how steps are made. bottom: computes of a batch what the run computes once, for steps that start from there.
+    apart: whether the run cuts its steps into parts where that is faster.
     """
     found = batches(rows, training, backward=backward)
     padded = np.array([len(batch) * int(rows.prepared.lengths[batch].max()) for batch in found])
@@ -86,48 +86,47 @@ def measure(
         stack.callback(model.zero_grad, set_to_none=True)
         # The longest comes first: it warms up, and shows the largest amount that waits for the backward pass.
         longest = found[order[-1]] if backward else _some(rows, found[order[-1]])
-        kept = once(model, rows, longest, precision=precision, backward=backward, weigh=True)[2]
+        how: dict[str, Any] = {"precision": precision, "backward": backward, "bottom": bottom}
+        kept = once(model, rows, longest, weigh=True, **how)[2]
         for group in np.array_split(order, min(timed, len(order))):
             whole_batch = found[group[len(group) // 2]]
             batch = whole_batch if backward else _some(rows, whole_batch)
             if next(model.parameters()).device.type == "cuda":  # a shape's first pass records it, or chooses kernels
-                once(model, rows, batch, precision=precision, backward=backward)
+                once(model, rows, batch, **how)
             reading += _reading(rows, batch)
             read += len(batch)
-            forward, whole, _ = once(model, rows, batch, precision=precision, backward=backward)
-            if bottom is not None:
-                below += _bottom(model, rows, batch, bottom, precision) * len(whole_batch) / len(batch) * len(group)
+            forward, whole, _ = once(model, rows, batch, **how)
+            if bottom is not None:  # it is computed as answers are, in batches of theirs
+                some = _some(rows, batch)
+                below += _bottom(model, rows, some, bottom, precision)[1] * len(whole_batch) / len(some) * len(group)
             stands_for = len(whole_batch) / len(batch) * len(group)
             answers += forward * stands_for
             seconds += whole * stands_for
             done += len(batch) * stands_for
-        if backward and bottom is None and apart:
-            seconds /= _gain(model, rows, found[order[-1]], precision)
+        if backward and apart:
+            seconds /= _gain(model, rows, found[order[-1]], how)
     update = _update(model) if backward else 0.0
     return Costs(seconds / done, answers / done, kept, reading / read, update, below / done)
 
 
 def _bottom(
-    model: nn.Module, rows: Encoded, index: np.ndarray, bottom: Callable[[Batch], Tensor], precision: str
-) -> float:
-    """Seconds of taking these rows and running what is computed once."""
+    model: nn.Module, rows: Encoded, index: np.ndarray, bottom: Callable[[Batch], Batch], precision: str
+) -> tuple[Batch, float]:
+    """The batch with what is computed once, and the seconds of taking its rows and computing that."""
     device = next(model.parameters()).device
     started = time.perf_counter()
     with torch.no_grad(), casting.running(model, precision):
-        bottom(rows.batch(index.tolist()).to(device))
+        batch = bottom(rows.batch(index.tolist()).to(device))
     _wait(device)
-    return time.perf_counter() - started
+    return batch, time.perf_counter() - started
 
 
-def _gain(model: nn.Module, rows: Encoded, index: np.ndarray, precision: str) -> float:
+def _gain(model: nn.Module, rows: Encoded, index: np.ndarray, how: dict[str, Any]) -> float:
     """How many times as fast a step is whose rows go through in parts; 1 where a run would not cut it."""
     if len(index) <= parts.ROWS:
         return 1.0
     pieces = [index[start : start + parts.ROWS] for start in range(0, len(index), parts.ROWS)]
-    whole, cut = (
-        sum(once(model, rows, piece, precision=precision, backward=True)[1] for piece in each)
-        for each in ([index], pieces)
-    )
+    whole, cut = (sum(once(model, rows, piece, **how)[1] for piece in each) for each in ([index], pieces))
     return whole / cut if whole >= parts.FASTER * cut else 1.0
 
 
@@ -175,12 +174,23 @@ def batches(rows: Encoded, training: TrainingSpec, *, backward: bool) -> list[np
 
 
 def once(
-    model: nn.Module, rows: Encoded, index: np.ndarray, *, precision: str, backward: bool, weigh: bool = False
+    model: nn.Module,
+    rows: Encoded,
+    index: np.ndarray,
+    *,
+    precision: str,
+    backward: bool,
+    weigh: bool = False,
+    bottom: Callable[[Batch], Batch] | None = None,
 ) -> tuple[float, float, int]:
-    """Seconds of taking a batch and its forward pass, and of both passes; with `weigh` the bytes kept in between."""
+    """Seconds of taking a batch and its forward pass, and of both passes; with `weigh` the bytes kept in between.
+
+    bottom: computes what the passes start from, and is not timed.
+    """
     device = next(model.parameters()).device
+    kept = None if bottom is None else _bottom(model, rows, index, bottom, precision)[0]
     started = time.perf_counter()
-    batch = rows.batch(index.tolist()).to(device)
+    batch = rows.batch(index.tolist()).to(device) if kept is None else kept
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     sizes: dict[int, int] = {}
 
