@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart import dropping
+from headstart import dropping, products
 from headstart.backbones import _attention
 from headstart.errors import BackboneError
 from headstart.protocols import Backbone
@@ -45,13 +45,14 @@ class NetworkBackbone(Backbone):
     def wire(self, blocks: Sequence[str]) -> None:
         """Set to evaluation mode and find stem, tail and width by running `example()` once.
 
-        Dropout and attention are made those that a processor is quick at.
+        Dropout, attention and layers are made those that a processor is quick at.
 
         blocks: paths inside `network`; those that are never run are not blocks.
 
         Raises BackboneError when none of them is run or the network cannot be run on its declared input.
         """
         dropping.lighten(self.network)
+        products.hasten(self.network)
         _attention.install(self.network)
         paths = [f"network.{path}" for path in blocks]
         batch = self.example()

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from headstart import products
 from headstart.protocols import Task
 
 STRENGTHS = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -279,7 +280,7 @@ class _Problem:
         value.backward()
         value = value.detach()
         for rows, own in self.blocks:
-            part: Tensor = self.task.loss(rows @ self.weight.T + self.bias, own).sum() / self.rows
+            part: Tensor = self.task.loss(products.linear(rows, self.weight, self.bias), own).sum() / self.rows
             part.backward()
             value += part.detach()
         return value

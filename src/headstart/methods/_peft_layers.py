@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart import products
 from headstart.errors import MethodError, MissingExtra, ProofError
 from headstart.methods._checks import refuse
 from headstart.methods._draws import seeded
@@ -183,7 +184,7 @@ def chosen(model: nn.Module, option: str, targets: list[str]) -> list[str]:
 
 def _fits(module: nn.Module) -> bool:
     """Whether PEFT can wrap a layer. Subclasses compute in their own way, which a wrapper would not copy."""
-    return type(module) is nn.Linear or (type(module) is nn.Conv2d and module.groups == 1)
+    return type(module) in products.KINDS or (type(module) is nn.Conv2d and module.groups == 1)
 
 
 def _added(layer: Any) -> list[nn.Parameter]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from headstart import products
 from headstart.methods._example import random_example
 
 HEADS = "heads"
@@ -180,7 +181,7 @@ def _attention(path: str, module: nn.Module) -> Iterator[Structure]:
         rows, column = [_layer(module, name) for name in makers], _layer(module, taker)
         holders = [module, *(child for name, child in module.named_children() if name == "self")]
         heads = next((getattr(h, name) for h in holders for name in HEAD_COUNTS if hasattr(h, name)), 0)
-        if not all(type(layer) is nn.Linear for layer in (*rows, column)) or not heads:
+        if not all(type(layer) in products.KINDS for layer in (*rows, column)) or not heads:
             continue
         width = column.in_features
         if sum(layer.out_features for layer in rows) == 3 * width and width % heads == 0:
@@ -191,7 +192,7 @@ def _inner(path: str, module: nn.Module) -> Iterator[Structure]:
     for makers, taker in INNER:
         layers, column = [_layer(module, name) for name in makers], _layer(module, taker)
         first = layers[0]
-        if type(first) is nn.Linear and type(column) is nn.Linear:
+        if type(first) in products.KINDS and type(column) in products.KINDS:
             width = first.out_features
         # A pair of convolutions alone is the inside of a squeeze, which is small already.
         elif len(layers) > 1 and _full(first) and _full(column):
