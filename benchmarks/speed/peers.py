@@ -5,7 +5,7 @@ calibrates, writes its report and saves the bundle. Wall seconds are the parent'
 are what the system says of the finished child, imports included.
 
 few-shot    8 rows a class of three text sets (`few_shot/draws.py`), SetFit 1.2 with the settings of its paper
-            (`few_shot/setfit_peer.py`), `headstart fit` as it comes
+            (`few_shot/setfit_peer.py`), `headstart fit` as it comes and, where that is bf16, in fp32 as SetFit is
 images      all training pictures of hymenoptera at 224 pixels, EfficientNet-lite0; fastai 2.8 with `fine_tune(5)`
             (`images/fastai_peer.py`), `headstart fit` as it comes (a probe) and fine-tuning everything for 5 epochs
 
@@ -41,7 +41,7 @@ TUNE = ["--epochs", "5", "--method", "freeze:decay=0.85,bottom=0", "--set", "tra
 """Every layer learns, lower ones more slowly; the statistics of BatchNorm stay (see `benchmarks/README.md`)."""
 
 PEER = {"few-shot": "setfit", "images": "fastai"}
-SIDES = {"few-shot": ("headstart", "setfit"), "images": ("headstart", "headstart-tune", "fastai")}
+SIDES = {"few-shot": ("headstart", "headstart-fp32", "setfit"), "images": ("headstart", "headstart-tune", "fastai")}
 
 
 def spent(command: list[str]) -> tuple[dict[str, Any], str]:
@@ -95,7 +95,7 @@ def few_shot(side: str, root: Path, name: str, seed: int, python: str, scratch: 
     with (root / name / "test.csv").open(encoding="utf-8", newline="") as file, test.open("w", newline="") as cut:
         rows = TEST_ROWS.get(name)
         csv.writer(cut).writerows(list(csv.reader(file))[: None if rows is None else rows + 1])
-    return headstart(train, test, seed, [])
+    return headstart(train, test, seed, ["--set", "training.precision=fp32"] if side == "headstart-fp32" else [])
 
 
 def images(side: str, root: Path, name: str, seed: int, python: str, scratch: Path) -> dict[str, Any]:
@@ -123,7 +123,8 @@ def compare(suite: str, root: Path, sets: list[str], rounds: int, python: str) -
             if (name, number) in done:
                 continue
             line: dict[str, Any] = {"suite": suite, "set": name, "round": number, "bf16_units": units}
-            for side in SIDES[suite][:: 1 if number % 2 == 0 else -1]:
+            sides = [side for side in SIDES[suite] if units or side != "headstart-fp32"]
+            for side in sides[:: 1 if number % 2 == 0 else -1]:
                 with tempfile.TemporaryDirectory() as scratch:
                     work = few_shot if suite == "few-shot" else images
                     line[side] = work(side, root, name, number, python, Path(scratch))
@@ -146,15 +147,20 @@ def _table(lines: list[dict[str, Any]]) -> None:
 
     print("| set | side | rounds | accuracy % | seconds | CPU seconds | peak memory, MB |\n" + "| --- " * 7 + "|")
     for name in dict.fromkeys(line["set"] for line in lines):
-        own = [line for line in lines if line["set"] == name]
-        for side in SIDES[own[0]["suite"]]:
+        every = [line for line in lines if line["set"] == name]
+        for side in SIDES[every[0]["suite"]]:
+            own = [line for line in every if side in line]
+            if not own:
+                continue
             row = [summary([100 * line[side]["accuracy"] for line in own])]
             row += [summary([line[side][key] for line in own]) for key in ("seconds", "cpu", "peak_mb")]
             print(f"| {name} | {side} | {len(own)} | " + " | ".join(row) + " |")
     for suite, peer in PEER.items():
         for side in SIDES[suite]:
             for name in dict.fromkeys(line["set"] for line in lines if line["suite"] == suite and side != peer):
-                own = [line for line in lines if line["set"] == name]
+                own = [line for line in lines if line["set"] == name and side in line]
+                if not own:
+                    continue
                 said = ", ".join(f"{what} {ratio(own, peer, side, what)}" for what in ("cpu", "seconds", "peak_mb"))
                 print(f"\n{name}, {peer} / {side}: {said}")
 

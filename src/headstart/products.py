@@ -20,6 +20,13 @@ ROWS = 16
 NUMBERS = 2**13
 """Of the other factor, likewise."""
 
+EVEN = 16
+"""oneDNN makes kernels for each number of rows and keeps them (some 0.3 MB a layer). What a service is asked for has any
+number, so passes that only answer fill rows up to a multiple of this, which was seen to take a tenth longer."""
+
+MANY = 512
+"""Rows from which they are not: they come from batches that are cut to be of like size."""
+
 TRIED = (256, 384, 1536)
 """Rows, and columns of either factor, of what is timed: a layer of a small network on a batch of short texts."""
 
@@ -54,7 +61,7 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     if not fits(states, weight):
         return nn.functional.linear(states, weight, bias)
     rows = states.reshape(-1, states.shape[-1])
-    made: Tensor = _Product.apply(rows, weight, bias) if torch.is_grad_enabled() else _product(rows, weight, bias)
+    made: Tensor = _Product.apply(rows, weight, bias) if torch.is_grad_enabled() else _answer(rows, weight, bias)
     return made.view(*states.shape[:-1], len(weight))
 
 
@@ -66,6 +73,13 @@ def fits(states: Tensor, weight: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
     return faster(torch.get_num_threads())
+
+
+def _answer(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `_product`, by one of few kernels."""
+    count = len(rows)
+    lacking = -count % EVEN if count < MANY else 0
+    return _product(nn.functional.pad(rows, (0, 0, 0, lacking)) if lacking else rows, weight, bias)[:count]
 
 
 class _Product(torch.autograd.Function):
