@@ -21,8 +21,8 @@ NUMBERS = 2**13
 """Of the other factor, likewise."""
 
 EVEN = 16
-"""oneDNN makes kernels for each number of rows and keeps them (some 0.3 MB a layer). What a service is asked for has any
-number, so passes that only answer fill rows up to a multiple of this, which was seen to take a tenth longer."""
+"""oneDNN makes kernels for each number of rows and keeps them (some 0.3 MB a layer). What a service is asked for has
+any number, so passes that only answer fill rows up to a multiple of this, which was seen to take a tenth longer."""
 
 MANY = 512
 """Rows from which they are not: they come from batches that are cut to be of like size."""
