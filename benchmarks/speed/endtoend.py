@@ -5,6 +5,7 @@ it reads the files, learns, answers the 3,080 test texts and saves the model. Wa
 and the peak of memory are what the system says of the finished child.
 
 probe       `headstart fit ... --method freeze:probe`: a linear head on frozen features
+probe_fp32  the same with `training.precision=fp32`, where it would be bf16
 recipe      `headstart fit ...`: the default recipe, the probe and then fine-tuning
 default     the Trainer as it comes: 3 epochs of batches of 8 in random order, 5e-5, fp32
 best        the Trainer with batches of 32 grouped by length, 2e-4, 5 epochs, fp32
@@ -49,7 +50,10 @@ PEERS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 PEERS["best_bf16"] = {**PEERS["best"], "bf16": True}
-OURS: dict[str, list[str]] = {"probe": ["--method", "freeze:probe"], "recipe": []}
+PROBE = ["--method", "freeze:probe"]
+OURS: dict[str, list[str]] = {
+    "probe": PROBE, "probe_fp32": [*PROBE, "--set", "training.precision=fp32"], "recipe": [],
+}  # fmt: skip
 
 
 def trainer(name: str, root: Path, out: Path, steps: int) -> dict[str, Any]:
