@@ -67,10 +67,10 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 def fits(states: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN is to multiply these. What is compiled or exported is left to torch."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return False
     plain = states.dtype == weight.dtype == torch.float32 and states.device.type == weight.device.type == "cpu"
     if not plain or weight.numel() < NUMBERS or states.numel() < ROWS * states.shape[-1]:
-        return False
-    if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
     return faster(torch.get_num_threads())
 
