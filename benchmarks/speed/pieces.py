@@ -1,15 +1,17 @@
-"""Pieces of a step on a processor, as torch makes them and as Headstart does: dropout, attention, a large table.
+"""Pieces of a step on a processor, as torch makes them and as Headstart does: dropout, attention, a table, a layer.
 
 dropout     32 rows of 20 tokens, 384 numbers each, a rate of 0.1: forward and backward
 attention   32 rows of some tokens, 12 heads of 32 numbers, padded by two tokens: forward and backward,
             torch's kernel and `backbones._attention.attended`; "answers": forward alone, 1,024 tokens in all
 table       30,522 rows of 384 numbers, 400 tokens of 300 kinds looked up: forward, backward, norm, AdamW of all
             rows and of those that were ever read (3,000 of them)
+layer       tokens of 384 numbers to 1,536 each: forward and backward; "answers": forward alone
 
 Freed memory stays with the process (`headstart.heap`), for both sides. They turn about, one thread; the ratio is the
 median of the pairs in CPU seconds, torch's over Headstart's. Each piece is one JSON line.
 
     python benchmarks/speed/pieces.py --pairs 40
+    python benchmarks/speed/pieces.py --pairs 40 --only layer
     python benchmarks/speed/pieces.py --table
 """
 
@@ -106,6 +108,22 @@ def table() -> tuple[Work, Work]:
     return sides[0], sides[1]
 
 
+def layer(tokens: int, learns: bool) -> tuple[Work, Work]:
+    """A layer's product as torch makes it, and as Headstart does on this processor."""
+    from headstart import products
+
+    given = [torch.randn(shape).requires_grad_(learns) for shape in ((tokens, 384), (1536, 384), (1536,))]
+    slope = torch.ones(tokens, 1536)
+
+    def both(multiply: Callable[..., Tensor]) -> None:
+        with torch.inference_mode(not learns):
+            made = multiply(*given)
+        if learns:
+            torch.autograd.grad(made, given, slope)
+
+    return lambda: both(nn.functional.linear), lambda: both(products.linear)
+
+
 def pieces() -> Iterator[tuple[str, str, tuple[Work, Work]]]:
     """Name, what it was made in, and both sides."""
     for kind, made in KINDS.items():
@@ -115,10 +133,13 @@ def pieces() -> Iterator[tuple[str, str, tuple[Work, Work]]]:
             for tokens in (12, 20, 48, 128):
                 yield f"attention, {tokens} tokens{how}", kind, attention(made, tokens, rate, learns)
     yield "table", "fp32", table()
+    for how, learns in (("", True), (", answers", False)):
+        for tokens in (20, 150, 640, 1024):
+            yield f"layer, {tokens} tokens{how}", "fp32", layer(tokens, learns)
 
 
-def compare(pairs: int) -> None:
-    """Time all pieces."""
+def compare(pairs: int, only: str) -> None:
+    """Time all pieces whose name begins so."""
     from timing import halves
 
     from headstart import heap
@@ -127,6 +148,8 @@ def compare(pairs: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     for name, kind, sides in pieces():
+        if not name.startswith(only):
+            continue
         spent: list[list[float]] = [[], []]
         for number in range(pairs + 3):
             for place in (0, 1) if number % 2 else (1, 0):
@@ -161,9 +184,10 @@ def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--only", default="", help="pieces whose name begins so")
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
-    print_table() if asked.table else compare(asked.pairs)
+    print_table() if asked.table else compare(asked.pairs, asked.only)
 
 
 if __name__ == "__main__":
