@@ -146,6 +146,17 @@ def test_the_time_of_solving_is_expected_to_grow_with_folds() -> None:
     assert 0 < probe.expected(x.shape[1], torch.from_numpy(y), task, crossed=True) < 60
 
 
+def test_rows_that_are_always_fitted_are_expected_to_take_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each timing takes a second here, and as many rows again stand beside those of the set."""
+    x, y = problem()
+    task, clock = tasks.fit("classification", [str(value) for value in y]), iter(range(100))
+    monkeypatch.setattr(probe.time, "perf_counter", lambda: float(next(clock)))
+    alone, more = (
+        probe.expected(x.shape[1], torch.from_numpy(y), task, crossed=False, extra=extra) for extra in (0, len(y))
+    )
+    assert alone > 0 and more == pytest.approx(2 * alone)
+
+
 def test_small_numbers_count_again_afterwards() -> None:
     small = torch.tensor(1e-39)
     assert float(small * 1) > 0

@@ -139,14 +139,15 @@ def _each(
     return Probe(weight, bias, strengths, task.measure(scores, held_targets.numpy())[task.metric], held_out)
 
 
-def expected(width: int, targets: Tensor, task: Task, *, crossed: bool) -> float:
+def expected(width: int, targets: Tensor, task: Task, *, crossed: bool, extra: int = 0) -> float:
     """Seconds that `fit` will take: a few steps of the solver are timed. crossed: whether it goes over folds.
 
+    extra: how many rows are always fitted beside these.
     Several tasks are not estimated, and count nothing.
     """
     if task.members:
         return 0.0
-    rows = max(1, len(targets) * (FOLDS - 1) // FOLDS if crossed else len(targets))
+    rows = max(1, len(targets) * (FOLDS - 1) // FOLDS if crossed else len(targets)) + extra
     own = targets[: min(rows, TIMED_ROWS)]
     large = rows * width * task.outputs >= LARGE
     x = torch.randn(len(own), width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
