@@ -238,6 +238,6 @@ def head(
     targets, exact = rows.targets, training.optimizer == "lbfgs"
     if targets is None or not (exact or training.head == "probe"):
         return 0.0
-    extra = training.name_rows * task.outputs
+    extra = (training.name_rows or 0) * task.outputs
     solving = probe.expected(width, targets if exact else targets[:most], task, crossed=validation is None, extra=extra)
     return solving + (0.0 if exact else answer() * (len(rows) + len(validation or ())))
