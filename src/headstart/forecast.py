@@ -42,7 +42,7 @@ def describe(stages: Stages, asked: tuple[StageSpec, ...], *, timed: bool) -> li
             )  # fmt: skip
             costs = dataclasses.replace(costs, kept=settled.memory.kept)
         start = 0.0
-        if costs and fresh:
+        if costs and (fresh or training.optimizer == "lbfgs"):  # a probe is solved whatever came before
             rows = train_rows, stages.validation
             answer = functools.partial(_answer, stages, training, costs, chosen)
             start = costing.head(stages.model.backbone.width, *rows, stages.task, training, answer, PROBE_ROWS)
