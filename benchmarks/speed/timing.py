@@ -1,7 +1,8 @@
-"""What the speed scripts share: a call's wall and CPU seconds, the peak of memory, a ratio with its interval."""
+"""What the speed scripts share: wall and CPU seconds of a call, the peak of memory, records, a ratio with its interval."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,17 @@ def peak() -> int:
         if line.startswith("VmHWM"):
             return int(line.split()[1]) // 1024
     raise SystemExit("this system does not tell VmHWM")
+
+
+def record(path: Path, line: Mapping[str, Any]) -> None:
+    """Append a line of JSON."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def recorded(path: Path) -> list[dict[str, Any]]:
+    """The lines of a record."""
+    return [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
 
 
 def summary(values: Sequence[float]) -> str:
