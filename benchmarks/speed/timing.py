@@ -1,4 +1,4 @@
-"""What the speed scripts share: wall and CPU seconds of a call, the peak of memory, records, a ratio with its interval."""
+"""What the speed scripts share: a call's wall and CPU seconds, memory at its peak, records, a ratio and its interval."""
 
 from __future__ import annotations
 
