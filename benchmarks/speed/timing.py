@@ -1,4 +1,4 @@
-"""What the speed scripts share: a call's wall and CPU seconds, memory at its peak, records, a ratio and its interval."""
+"""What the speed scripts share: seconds of a call, memory at its peak, records, a ratio with its interval."""
 
 from __future__ import annotations
 
