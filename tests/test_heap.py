@@ -1,4 +1,4 @@
-"""Freed memory: kept by the command line's process, and left alone where the environment has said; rounds of gc."""
+"""Memory of the command line's process: kept, given back, left alone where the environment has said; rounds of gc."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from headstart import cli, heap
 
@@ -32,8 +33,7 @@ print((before - pages()) * 4096 // 2**20)
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is told")
 @pytest.mark.parametrize(("how", "given_back"), [("held", False), ("usual", True)])
 def test_freed_memory_stays_with_the_process(how: str, given_back: bool) -> None:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(heap.SAID)}
-    done = subprocess.run([sys.executable, "-c", FREED, how], env=clean, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", FREED, how], env=_unsaid(), capture_output=True, text=True)
     assert not done.returncode, done.stderr
     assert (int(done.stdout) > 10) is given_back
 
@@ -61,3 +61,51 @@ def test_the_command_line_settles_both_but_for_a_server(
         with pytest.raises(SystemExit):
             cli.main(own)
     assert said == [heap.ROUNDS, "held"] * 2 * settles
+
+
+KERNELS = """
+import os, sys
+from headstart import heap
+
+if sys.argv[1] == "settled":
+    heap.settle()
+heap.few_kernels()
+import torch
+with torch.no_grad():
+    for length in range(1, 201):
+        torch.ops.mkldnn._linear_pointwise(torch.ones(length, 8), torch.ones(8, 8), None, "none", [], "")
+    print("again")
+    torch.ops.mkldnn._linear_pointwise(torch.ones(1, 8), torch.ones(8, 8), None, "none", [], "")
+"""
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs oneDNN")
+@pytest.mark.parametrize(
+    ("how", "said", "kept"), [("settled", None, False), ("settled", "1024", True), ("", None, True)]
+)
+def test_few_kernels_are_kept_where_this_process_settled(how: str, said: str | None, kept: bool) -> None:
+    clean = {name: value for name, value in os.environ.items() if name != heap.KERNELS[0]}
+    told = {heap.KERNELS[0]: said} if said else {}
+    done = subprocess.run(
+        [sys.executable, "-c", KERNELS, how], env={**clean, **told, "ONEDNN_VERBOSE": "profile_create"},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert not done.returncode, done.stderr
+    assert ("cache_hit" in done.stdout.split("again")[1]) is kept
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone is told")
+def test_memory_is_given_back_when_asked() -> None:
+    script = FREED.replace("libc.free(block)", "libc.free(block)\nheap.give_back()")
+    done = subprocess.run([sys.executable, "-c", script, "held"], env=_unsaid(), capture_output=True, text=True)
+    assert not done.returncode, done.stderr
+    assert int(done.stdout) > 10
+
+
+def test_nothing_is_given_back_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    heap.give_back()
+
+
+def _unsaid() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(heap.SAID)}

@@ -17,7 +17,7 @@ ROOT = Path(headstart.__file__).parent
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "values", "members"),
-    ("stores", "inside", "ahead", "parts", "dropping", "products", "heap"),
+    ("stores", "inside", "ahead", "aside", "parts", "dropping", "products", "heap"),
     ("spec", "catalog", "protocols", "model", "attack", "tables"),
     ("data", "modalities", "tasks", "backbones", "methods", "tracking", "examples"),
     ("encoded", "state", "running", "optimiser", "recipe", "evaluation"),

@@ -93,6 +93,20 @@ def test_a_cut_short_state_is_a_clear_error(tmp_path: Path) -> None:
         load_state(path)
 
 
+def test_what_a_state_holds_twice_is_saved_twice_and_nothing_else_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = torch.arange(12.0).reshape(3, 4)
+    record = {"one": whole, "other": whole, "row": whole[1], "across": torch.arange(6.0).reshape(2, 3).T}
+    copies: list[torch.Size] = []
+    usual = torch.Tensor.clone
+    monkeypatch.setattr(torch.Tensor, "clone", lambda tensor, **how: (copies.append(tensor.shape), usual(tensor))[1])
+    save_state(tmp_path / "run.state", record)
+    assert copies == [whole.shape, whole[1].shape]
+    loaded = load_state(tmp_path / "run.state")
+    assert all(torch.equal(loaded[name], value) for name, value in record.items())
+
+
 def test_a_resumed_run_keeps_its_precision(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoint.safetensors"
     first = make_loop(checkpoint=checkpoint, checkpoint_every=1e-9)

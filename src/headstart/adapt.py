@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from headstart import bundle as bundles
-from headstart import catalog, data, planning, recipe
+from headstart import catalog, data, heap, planning, recipe
 from headstart.bundle import Bundle
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, SpecError
@@ -135,6 +135,8 @@ def prepare(
     forget_peak_memory()
     loaded = data.load_rows(spec, memory)
     modality: Modality = catalog.find("modalities", loaded.columns.modality)()
+    if modality.name == "text":
+        heap.few_kernels()
     labels = loaded.train.labels()
     task = task_of(spec, loaded, labels) if start is None else start.task
     written = recipe.expand(

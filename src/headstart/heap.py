@@ -16,12 +16,22 @@ ROUNDS = (50_000, 20, 20)
 ones. Libraries make a million objects that stay, and with Python's own 700 and 10 looking at them again and again was
 seen to take 1.3 of 25 seconds."""
 
+KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+"""The variable by which oneDNN is told how many kernels to keep, and how many for rows of text: batches of many lengths
+make kernels of many shapes, of which it would keep 1,024 at a quarter of a megabyte each. A step over texts of one
+length takes about fifteen."""
+
 SAID = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Beginnings of variables by which the environment says what allocates and how."""
 
 
+_settled = False
+
+
 def settle() -> None:
     """How this process is to deal with memory from now on."""
+    global _settled
+    _settled = True
     gc.set_threshold(*ROUNDS)
     hold()
 
@@ -36,3 +46,16 @@ def hold() -> bool:
         return False
     adjust = getattr(ctypes.CDLL(None), "mallopt", None)
     return adjust is not None and all([adjust(option, size) for option, size in HELD.items()])
+
+
+def few_kernels() -> None:
+    """Let this process keep few kernels for products, if it settled, none was made yet and nobody said how many."""
+    if _settled:
+        os.environ.setdefault(*KERNELS)
+
+
+def give_back() -> None:
+    """Return memory that is free to the system, which glibc keeps otherwise; elsewhere nothing is done."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from headstart import catalog
+from headstart.aside import aside
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import MethodError, SpecError, did_you_mean
 from headstart.protocols import EXCLUSIVE, Context, Method, Modality, Task, overrides
@@ -117,7 +118,9 @@ class Hooks:
         """Snapshot the start, then every surgery in order."""
         asked = any("run.start" in method.requires() for method in self.methods.values())
         if asked or self.owners("prior") or self.owners("penalty"):
-            self.start.update({p: p.detach().clone() for p in model.parameters()})
+            named = dict(model.named_parameters())
+            kept = aside({name: p.detach() for name, p in named.items()})
+            self.start.update({p: kept[name] for name, p in named.items()})
         for name in self.owners("adapt"):
             before = sum(p.numel() for p in model.parameters())
             with torch.random.fork_rng(devices=[]):

@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from headstart import inference, tables
+from headstart import heap, inference, tables
 from headstart.ahead import Ahead
+from headstart.aside import aside
 from headstart.encoded import Encoded, seed_of
 from headstart.errors import BundleError, HeadstartError, Interrupted
 from headstart.frozen.prefix import Prefix
@@ -100,6 +101,7 @@ class Loop:
             self.started = self.saved = time.monotonic()
             self._compile()
             self.result.parts.apart = self._rows_apart()
+            heap.give_back()
             try:
                 self._epochs()
                 return self._finish()
@@ -356,6 +358,7 @@ class Loop:
     def _save(self) -> None:
         if self.checkpoint is None or not self.accelerator.is_main_process:
             return
+        heap.give_back()  # what steps over long rows left free, between blocks that others need whole
         self.optimiser.settle()
         names = {id(p): name for name, p in self.model.named_parameters()}
         moments = self.optimiser.torch.state if self.optimiser.torch else {}
@@ -382,6 +385,8 @@ class Loop:
             "random": random_state(),
         }
         save_state(self.checkpoint, record)
+        if self.best_weights is not None:
+            self.best_weights = aside(self.best_weights)  # what was read to be saved would stay in memory
         self.saved = time.monotonic()
 
     def _load(self) -> None:
@@ -399,7 +404,8 @@ class Loop:
         self.prefix.precision = self.ways.precision
         self.model.load_state_dict(record["model"])
         self.losses = list(record["losses"])
-        self.best_weights, self.result.best = record["best_weights"], record["best"]
+        self.best_weights = None if record["best_weights"] is None else aside(record["best_weights"])
+        self.result.best = record["best"]
         self.result.history, self.result.rows_trained = record["history"], record["rows_trained"]
         self.result.notes = record["notes"]
         self.hooks.load_state(record["hooks"], self.model)

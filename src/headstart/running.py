@@ -4,6 +4,7 @@ interrupt that waits.
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from headstart.ahead import Ahead
+from headstart.aside import aside
 from headstart.parts import Parts
 from headstart.values import Choice
 
@@ -69,22 +71,38 @@ def has_statistics(model: nn.Module) -> bool:
 
 
 def copied(model: nn.Module) -> dict[str, Tensor]:
-    """Every tensor of the model, copied to main memory."""
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    """Every tensor of the model as it is now, in main memory or aside."""
+    return aside({name: value.detach() for name, value in model.state_dict().items()}, "cpu")
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A copy of the model on the same device; its weights may wait aside until they are used."""
+    named = dict(model.named_parameters())
+    waiting = aside({name: value.detach() for name, value in named.items()})
+    memo: dict[int, Any] = {id(p): nn.Parameter(waiting[name], p.requires_grad) for name, p in named.items()}
+    return copy.deepcopy(model, memo)
 
 
 @contextmanager
 def swapped(model: nn.Module, weights: Mapping[str, Tensor] | None) -> Iterator[None]:
-    """The model with these weights for a while."""
+    """The model with these weights for a while. What is the model's own among them is left where it is."""
     if weights is None:
         yield
         return
-    own = {name: value.clone() for name, value in model.state_dict().items()}
-    model.load_state_dict(dict(weights), strict=False)
+    live = model.state_dict()
+    other = {name: value for name, value in weights.items() if not _same(value, live.get(name))}
+    own = {name: live[name].clone() for name in other if name in live}
+    model.load_state_dict(other, strict=False)
     try:
         yield
     finally:
-        model.load_state_dict(own)
+        model.load_state_dict(own, strict=False)
+
+
+def _same(one: Tensor, other: Tensor | None) -> bool:
+    if other is None or one.shape != other.shape or one.stride() != other.stride():
+        return False
+    return one.data_ptr() == other.data_ptr()
 
 
 @contextmanager

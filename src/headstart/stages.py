@@ -27,7 +27,7 @@ from headstart.hooks import Hooks, make_methods, own_passes
 from headstart.loop import Listener, Loop
 from headstart.model import Model
 from headstart.protocols import Method, Modality, Task
-from headstart.running import has_statistics
+from headstart.running import has_statistics, twin
 from headstart.spec import MethodSpec, Spec, StageSpec, TaskSpec, TrainingSpec
 from headstart.steps import answering, costing, precision
 from headstart.steps.precision import Precision
@@ -111,7 +111,7 @@ class Stages:
     def copy(self) -> Stages:
         """The stages as they are now, with a model of their own."""
         frozen = copy.copy(self)
-        frozen.model = copy.deepcopy(self.model)
+        frozen.model = twin(self.model)  # type: ignore[assignment]
         frozen.remaining, frozen.files = list(self.remaining), dict(self.files)
         return frozen
 

@@ -28,7 +28,7 @@ def save_state(path: Path, record: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     metadata = {"format": str(FORMAT), "record": json.dumps(plain)}
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, fresh, metadata)
+    save_file(_apart(tensors), fresh, metadata)
     with fresh.open("rb") as file:
         os.fsync(file.fileno())
     fresh.replace(path)
@@ -59,6 +59,18 @@ def _strip(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return [_strip(item, f"{name}/{position}", tensors) for position, item in enumerate(value)]
     return value
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """As the file takes them: each on the processor with a memory of its own, copied only where it has none."""
+    found: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        value = tensor.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in taken else value
+        taken.add(place)
+    return found
 
 
 def _fill(value: Any, tensors: Mapping[str, Tensor]) -> Any:

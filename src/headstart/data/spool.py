@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
-import os
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from headstart.aside import passing
 from headstart.errors import DataError
 
 BATCH_ROWS = 4096
@@ -23,12 +21,9 @@ def spool(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
     The file is unlinked as soon as it is mapped (on systems that allow it), so that a killed run leaves nothing behind.
     Raises DataError when the temporary folder is full.
     """
-    handle, name = tempfile.mkstemp(prefix="headstart-", suffix=".arrow")
-    os.close(handle)
-    path = Path(name)
-    try:
+    with passing(".arrow") as path:
         try:
-            with pa.OSFile(name, "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+            with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
                 for batch in batches:
                     writer.write_batch(batch)
             return mapped_file(path)
@@ -37,11 +32,6 @@ def spool(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> pa.Table:
                 f"cannot write the working copy of the data to '{path.parent}': {error}; "
                 f"make room there, or set TMPDIR to a folder with room"
             ) from None
-    finally:
-        try:
-            path.unlink(missing_ok=True)
-        except PermissionError:  # a mapped file cannot be unlinked on Windows
-            atexit.register(path.unlink, missing_ok=True)
 
 
 def mapped_file(path: Path) -> pa.Table:

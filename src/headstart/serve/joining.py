@@ -20,13 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from headstart import backbones, catalog
+from headstart import backbones, catalog, heap
 from headstart import bundle as bundles
 from headstart.bundle import Bundle, borrowed
 from headstart.encoded import Encoded
 from headstart.errors import BundleError, ProofError
 from headstart.protocols import Backbone, Method, Task
-from headstart.serve.sharing import give_back
 from headstart.serve.trunk import Pair, Tenant, Trunk
 
 HEAD, BACKBONE = "head.", "backbone."
@@ -114,7 +113,7 @@ class House:
                 self.release(joined[0][0].trunk)
         if not whole:
             joined, bundle = [], bundles.load(folder, report=False)
-        give_back()
+        heap.give_back()
         bundle.files = {}  # nothing reads them here, and the factors lie there once more
         return bundle, joined[0][1] if joined else self._made(bundle.model)
 

@@ -14,6 +14,7 @@ from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from headstart import heap
 from headstart.errors import BundleError, HeadstartError, SpecError
 from headstart.registry import copies
 from headstart.serve.joining import House
@@ -21,7 +22,7 @@ from headstart.serve.lane import Lane
 from headstart.serve.limits import Limits
 from headstart.serve.refusals import Refused
 from headstart.serve.served import Face, Served, told
-from headstart.serve.sharing import Pool, give_back, held
+from headstart.serve.sharing import Pool, held
 from headstart.serve.trunk import Tenant, Trunk
 
 
@@ -258,7 +259,7 @@ class Models:
         tenant = served.bundle.model
         if isinstance(tenant, Tenant) and self._house.release(tenant.trunk):
             await self._lanes.pop(tenant.trunk).close()
-        asyncio.get_running_loop().call_soon(self._loader.submit, give_back)  # once nothing here holds the weights
+        asyncio.get_running_loop().call_soon(self._loader.submit, heap.give_back)  # once nothing here holds the weights
 
     async def unload(self, name: str) -> None:
         """Take a model away; the requests that it has are answered. Raises Refused when it is not loaded."""

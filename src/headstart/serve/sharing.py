@@ -7,14 +7,10 @@ safe because a served model never changes its weights.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
-import sys
 import weakref
 from collections.abc import Iterable
-from functools import cache
 from itertools import chain
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -87,15 +83,3 @@ def held(bundles: Iterable[Bundle]) -> int:
     tensors = (each for module in modules.values() for each in chain(module.parameters(), module.buffers()))
     places = {each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}
     return own + sum(places.values())
-
-
-def give_back() -> None:
-    """Return memory that is free to the system, which glibc keeps otherwise; elsewhere nothing is done."""
-    trim = _trim()
-    if trim is not None:
-        trim(0)
-
-
-@cache
-def _trim() -> Any:
-    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
