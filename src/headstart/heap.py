@@ -17,9 +17,13 @@ ones. Libraries make a million objects that stay, and with Python's own 700 and 
 seen to take 1.3 of 25 seconds."""
 
 KERNELS = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-"""The variable by which oneDNN is told how many kernels to keep, and how many for rows of text: batches of many lengths
-make kernels of many shapes, of which it would keep 1,024 at a quarter of a megabyte each. A step over texts of one
-length takes about fifteen."""
+"""The variable by which oneDNN is told how many kernels to keep, and how many for rows of text: of 1,024, as it comes,
+batches of many lengths fill the most, at a quarter of a megabyte each. A step over texts of one length takes about
+fifteen, and making them anew was not seen to take time; a network of convolutions takes hundreds, and it was."""
+
+HANDLES = ("LRU_CACHE_CAPACITY", "64")
+"""The same for torch's own list in front of that, which holds on to kernels that oneDNN lets go. What is on one list
+alone is found at once, so the shorter one costs nothing. It is read when torch is imported."""
 
 SAID = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Beginnings of variables by which the environment says what allocates and how."""
@@ -29,9 +33,10 @@ _settled = False
 
 
 def settle() -> None:
-    """How this process is to deal with memory from now on."""
+    """How this process is to deal with memory from now on. To be called before torch is imported."""
     global _settled
     _settled = True
+    os.environ.setdefault(*HANDLES)
     gc.set_threshold(*ROUNDS)
     hold()
 
