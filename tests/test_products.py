@@ -89,6 +89,15 @@ def test_what_is_small_or_of_another_type_is_left_to_torch(quick: None) -> None:
 
 
 @oneDNN
+@pytest.mark.filterwarnings("ignore:TF32")  # torch's own, for switching anything of it
+def test_where_someone_has_switched_it_off_torch_multiplies(quick: None) -> None:
+    states, weight, bias = factors(20)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not products.fits(states, weight)
+        assert torch.equal(products.linear(states, weight, bias), nn.functional.linear(states, weight, bias))
+    assert products.fits(states, weight)
+
+
 def test_a_program_that_is_exported_holds_torchs_own_operations(quick: None) -> None:
     network = nn.Sequential(nn.Linear(96, 112))
     products.hasten(network)

@@ -66,8 +66,9 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def fits(states: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN is to multiply these. What is compiled or exported is left to torch."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+    """Whether oneDNN is to multiply these. What is compiled or exported is left to torch, and all where it is off."""
+    wanted: bool = torch.backends.mkldnn.enabled  # type: ignore[assignment]
+    if not wanted or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     plain = states.dtype == weight.dtype == torch.float32 and states.device.type == weight.device.type == "cpu"
     if not plain or weight.numel() < NUMBERS or states.numel() < ROWS * states.shape[-1]:
