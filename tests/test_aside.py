@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -113,6 +114,15 @@ def test_a_full_folder_leaves_them_in_memory(error: Exception, folder: Path, mon
     given["whole"].zero_()
     assert kept["whole"].any()
     assert not list(folder.iterdir())
+
+
+def test_a_folder_with_little_room_is_not_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[object] = []
+    monkeypatch.setattr(torch, "save", lambda *given: saved.append(given))
+    monkeypatch.setattr(room, "FEW", 0)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda folder: SimpleNamespace(free=8000))
+    assert aside({"large": torch.zeros(1000)})["large"].shape == (1000,)
+    assert not saved
 
 
 def test_another_device_gets_them_as_they_are() -> None:

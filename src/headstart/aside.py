@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -20,12 +21,13 @@ FEW = 16 * 2**20
 def aside(tensors: Mapping[str, Tensor], device: str | None = None) -> dict[str, Tensor]:
     """Copies of tensors, on their own device if none is said.
 
-    Those in main memory are mapped from a file that goes when they do; not where they are small (below `FEW`) or the
-    temporary folder has no room. What is written to them afterwards stays in memory.
+    Those in main memory are mapped from a file that goes when they do; not where they are small (below `FEW`) or would
+    take more than half of what is free in the temporary folder. What is written to them afterwards stays in memory.
     """
     copies = {name: value.to(device or value.device) for name, value in tensors.items()}
     here = all(tensor.device.type == "cpu" for tensor in tensors.values())
-    if here and sum(value.nbytes for value in copies.values()) >= FEW:
+    size = sum(value.nbytes for value in copies.values())
+    if here and FEW <= size < shutil.disk_usage(tempfile.gettempdir()).free / 2:
         with suppress(OSError, RuntimeError):  # torch tells of a full disk by RuntimeError
             return _filed(copies)
     return {name: value.clone() if value is tensors[name] else value for name, value in copies.items()}
