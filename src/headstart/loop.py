@@ -101,7 +101,8 @@ class Loop:
             self.started = self.saved = time.monotonic()
             self._compile()
             self.result.parts.apart = self._rows_apart()
-            heap.give_back()
+            if (self.ways.seconds or 0.0) > self.training.checkpoint_every:
+                heap.give_back()  # what the plan's trials left free; a short run would wait for it longer than it gains
             try:
                 self._epochs()
                 return self._finish()
