@@ -69,7 +69,10 @@ def backbone(folder: Path) -> Path:
 
 
 def alone(work: str, folder: Path, count: int) -> None:
-    """Do one piece of work and print what it took as JSON."""
+    """Do one piece of work, in a process that settled as the command line's does, and print what it took as JSON."""
+    from headstart import heap
+
+    heap.settle()
     import torch
     from timing import measured, peak
 
