@@ -63,6 +63,20 @@ def test_the_command_line_settles_both_but_for_a_server(
     assert said == [heap.ROUNDS, "held"] * 2 * settles
 
 
+@pytest.mark.parametrize("arguments", [["--version"], ["serve", "--help"]])
+@pytest.mark.parametrize(
+    ("said", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_threads_of_the_command_line_wait_briefly_unless_told(
+    said: dict[str, str], spins: str | None, arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(said))
+    monkeypatch.setattr(heap, "settle", lambda: None)
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
 KERNELS = """
 import os, sys
 from headstart import heap

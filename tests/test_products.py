@@ -142,7 +142,7 @@ def test_the_quicker_one_is_found_by_timing(
 
         return multiply
 
-    monkeypatch.setattr(products.time, "process_time", lambda: now[0])
+    monkeypatch.setattr(products.time, "thread_time", lambda: now[0])
     monkeypatch.setattr(nn.functional, "linear", taking(seconds[0]))
     monkeypatch.setattr(products, "_product", taking(seconds[1]))
     assert products.faster.__wrapped__(1) is expected

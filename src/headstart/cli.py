@@ -357,6 +357,7 @@ def _root(
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and leave with its exit status."""
+    heap.wait_briefly()
     # A server lives long and frees on many threads, whose heaps would each keep as much.
     if (sys.argv[1:] if arguments is None else arguments)[:1] != ["serve"]:
         heap.settle()
