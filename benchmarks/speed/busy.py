@@ -1,12 +1,14 @@
 """What `headstart fit` takes where another program holds one of the cores, by how long threads look before they sleep.
 
 The demo's support tickets (MiniLM-L6), one epoch after the probe, a fresh process each, as many threads as cores. The
-other program is a loop that never waits. `free` has none of it. Wall seconds; CPU seconds would not show waiting.
+other program is a loop that never waits: started from the same terminal (`busy`), or in a session of its own as another
+user's is (`apart`), to which Linux may give a share of its own. `free` has none. Wall seconds; CPU seconds would not
+show waiting.
 
 as it comes   GOMP_SPINCOUNT=300000, GNU's own number where nobody says another
 headstart     as the command line sets it (`headstart.heap.wait_briefly`)
 
-    python benchmarks/speed/busy.py --rounds 2
+    python benchmarks/speed/busy.py --rounds 1
     python benchmarks/speed/busy.py --table
 """
 
@@ -26,6 +28,8 @@ sys.path.insert(0, str(HERE))
 OUT = HERE / "busy.jsonl"
 DEMO = HERE.parents[1] / "src" / "headstart" / "examples" / "support_tickets"
 SIDES = {"headstart": {}, "as it comes": {"GOMP_SPINCOUNT": "300000"}}
+
+PLACES = ("free", "busy", "apart")
 
 
 def seconds(more: dict[str, str]) -> float:
@@ -48,8 +52,9 @@ def measure(rounds: int) -> None:
     """Both sides with the other program and without, turn about."""
     for number in range(rounds):
         line: dict[str, object] = {"round": number, "cores": len(os.sched_getaffinity(0))}
-        for where in ("free", "busy"):
-            other = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if where == "busy" else None
+        for where in PLACES:
+            loop = [sys.executable, "-c", "while True: pass"]
+            other = None if where == "free" else subprocess.Popen(loop, start_new_session=where == "apart")
             try:
                 for side in list(SIDES)[:: 1 if number % 2 == 0 else -1]:
                     line[f"{where}, {side}"] = round(seconds(SIDES[side]), 1)
@@ -66,7 +71,7 @@ def table() -> None:
     """Seconds by round."""
     lines = [json.loads(text) for text in OUT.read_text(encoding="utf-8").splitlines()]
     print("| cores | threads wait | seconds, by round |\n| --- | --- | --- |")
-    for where in ("free", "busy"):
+    for where in PLACES:
         for side in SIDES:
             print(f"| {where} | {side} | {', '.join(str(line[f'{where}, {side}']) for line in lines)} |")
 
@@ -74,7 +79,7 @@ def table() -> None:
 def main() -> None:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--table", action="store_true")
     asked = parser.parse_args()
     if asked.table:
