@@ -118,8 +118,11 @@ def test_memory_is_given_back_when_asked() -> None:
 
 
 def test_nothing_is_given_back_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(heap.ctypes, "CDLL", asked.append)
     monkeypatch.setattr(sys, "platform", "darwin")
     heap.give_back()
+    assert not asked
 
 
 def _unsaid() -> dict[str, str]:

@@ -34,7 +34,6 @@ as on one, and so 1.2 to 1.3 times; where none did, 3 to 10 % longer than as it 
 SAID = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
 """Beginnings of variables by which the environment says what allocates and how."""
 
-
 _settled = False
 
 
